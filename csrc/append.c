@@ -1,0 +1,420 @@
+/*
+ * Appends. The bytes are laid out straight into the mapped active segment, in the order that makes them safe:
+ *
+ *   1. sizes are worked out and input is checked, without a lock
+ *   2. lock; find the end of the log; roll when the segment is full, old, or of another schema
+ *   3. reserve disk space: a full disk is an error here, and nothing is harmed
+ *   4. store every batch but the eight bytes that open the first one
+ *   5. store those, and publish the new end: now every reader sees all of it
+ *   6. unlock; with durability, wait for the sync that covers it
+ *
+ * A process that dies between 3 and 5 leaves `dirty` set in the slot: the next one repairs before it appends.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "encode.h"
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+enum {
+    ALLOCATION_FIRST = 64 << 10,
+    ALLOCATION_STEP_MAX = 64 << 20,
+    POPULATE_WINDOW_MIN = 64 << 10,
+    POPULATE_WINDOW_MAX = 16 << 20,
+};
+#define END_MARKER ((uint64_t)SC_CONTINUATION)
+
+typedef struct append_state {
+    sc_partition *partition;
+    const sc_append *request;
+    const sc_layout *layout;
+    sc_topic_settings settings;
+    sc_slot *slot;
+    sc_tail tail;
+    sc_encoding *encodings;
+    int64_t total_size, record_count;
+} append_state;
+
+static int64_t round_up(int64_t size, int64_t to)
+{
+    return (size + to - 1) / to * to;
+}
+
+/* ---- the writer's mapping ---------------------------------------------------------------------------------- */
+
+void sc_writer_close(sc_writer *writer)
+{
+    if (writer->data != NULL)
+        sc_os.unmap(writer->data, (size_t)writer->size);
+    *writer = (sc_writer){0};
+}
+
+static int segment_path(const sc_partition *partition, int64_t base_offset, const char *ending, char *path,
+                        sc_error *error)
+{
+    int length = snprintf(path, SC_PATH_MAX, "%s/%u/%020lld.arrows%s", partition->topic->path,
+                          (unsigned)partition->number, (long long)base_offset, ending);
+    return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
+}
+
+/* Maps the active segment for writing up to `needed` and a whole segment's size, beyond the end of the file: growing the
+ * file later needs no new mapping. */
+static int open_writer(append_state *self, int64_t needed, sc_error *error)
+{
+    sc_writer *writer = &self->partition->writer;
+    if (writer->data != NULL && writer->base_offset == self->tail.segment_base && writer->size >= needed)
+        return SC_OK;
+    sc_writer_close(writer);
+    char path[SC_PATH_MAX];
+    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
+    if (code != SC_OK)
+        return code;
+    int64_t size = needed > self->settings.segment_bytes ? needed : self->settings.segment_bytes;
+    size = round_up(size > self->tail.allocated ? size : self->tail.allocated, ALLOCATION_FIRST);
+    int fd = sc_os.open(path, SC_OPEN_WRITE);
+    if (fd < 0)
+        return sc_fail_os(error, "cannot open the active segment", path);
+    uint8_t *data = sc_os.map(fd, (size_t)size, true);
+    code = data == NULL ? sc_fail_os(error, "cannot map the active segment", path) : SC_OK;
+    sc_os.close(fd);
+    if (code == SC_OK)
+        *writer = (sc_writer){.data = data, .size = size, .base_offset = self->tail.segment_base,
+                              .populated = self->tail.end_position};
+    return code;
+}
+
+/* Reserves disk space up to `needed`: doubling from 64 KiB, by at most 64 MiB, and just enough when that is too much. */
+static int allocate(append_state *self, int64_t needed, sc_error *error)
+{
+    int64_t old = self->tail.allocated;
+    if (needed <= old)
+        return SC_OK;
+    int64_t step = old < ALLOCATION_FIRST ? ALLOCATION_FIRST : old > ALLOCATION_STEP_MAX ? ALLOCATION_STEP_MAX : old;
+    int64_t wanted = round_up(old + step > needed ? old + step : needed, SC_PAGE);
+    int64_t limit = round_up(self->settings.segment_bytes, SC_PAGE);
+    if (wanted > limit)
+        wanted = round_up(needed > limit ? needed : limit, SC_PAGE);
+    char path[SC_PATH_MAX];
+    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
+    if (code != SC_OK)
+        return code;
+    int fd = sc_os.open(path, SC_OPEN_WRITE);
+    if (fd < 0)
+        return sc_fail_os(error, "cannot open the active segment", path);
+    int result = sc_os.allocate(fd, old, wanted - old);
+    if (result != 0 && round_up(needed, SC_PAGE) < wanted) {
+        wanted = round_up(needed, SC_PAGE);
+        result = sc_os.allocate(fd, old, wanted - old);
+    }
+    if (result != 0)
+        code = sc_fail_os(error, "cannot reserve disk space for an append", path);
+    sc_os.close(fd);
+    if (code == SC_OK)
+        self->tail.allocated = wanted;
+    return code;
+}
+
+/* Maps pages ahead of the stores, in a window that doubles while data streams in: it saves a page fault for each 4 KiB.
+ * A sync makes the window small again, for it writes every page that was mapped so, also those that hold nothing yet. */
+static void populate(append_state *self, int64_t end)
+{
+    sc_writer *writer = &self->partition->writer;
+    if (end <= writer->populated)
+        return;
+    if (self->request->durable)
+        writer->window = 0;
+    else
+        writer->window = writer->window == 0 ? POPULATE_WINDOW_MIN : writer->window * 2;
+    if (writer->window > POPULATE_WINDOW_MAX)
+        writer->window = POPULATE_WINDOW_MAX;
+    int64_t from = writer->populated / SC_PAGE * SC_PAGE;
+    int64_t to = round_up(end + writer->window, SC_PAGE);
+    if (to > self->tail.allocated)
+        to = self->tail.allocated / SC_PAGE * SC_PAGE;
+    if (to - from >= POPULATE_WINDOW_MIN)
+        (void)sc_os.populate(writer->data + from, (size_t)(to - from));
+    writer->populated = to > end ? to : end;
+}
+
+/* ---- new segments ------------------------------------------------------------------------------------------ */
+
+static int write_new_segment(append_state *self, const char *temporary, int64_t allocated, sc_error *error)
+{
+    const sc_layout *layout = self->layout;
+    uint8_t *message = malloc((size_t)layout->schema_message_size);
+    if (message == NULL)
+        return sc_fail_memory(error);
+    sc_layout_schema_message(layout, self->partition->number, message);
+    (void)sc_os.unlink(temporary);
+    int fd = sc_os.open(temporary, SC_OPEN_CREATE);
+    int code = SC_OK;
+    if (fd < 0 || sc_os.allocate(fd, 0, allocated) != 0 ||
+        sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
+        code = sc_fail_os(error, "cannot make a segment", temporary);
+    if (fd >= 0)
+        sc_os.close(fd);
+    free(message);
+    return code;
+}
+
+static int make_folder(append_state *self, sc_error *error)
+{
+    char folder[SC_PATH_MAX];
+    int code = sc_partition_folder(self->partition, folder, error);
+    if (code == SC_OK && sc_os.mkdir(folder) != 0 && errno != EEXIST)
+        code = sc_fail_os(error, "cannot make a partition's folder", folder);
+    return code;
+}
+
+/* The file appears under its name with its schema in it. It is synced by the first flush: until then nothing that was
+ * promised depends on it. */
+static int create_segment(append_state *self, sc_error *error)
+{
+    char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
+    int64_t base_offset = self->tail.end_offset;
+    int64_t allocated = round_up(self->layout->schema_message_size + 1, ALLOCATION_FIRST);
+    int code = make_folder(self, error);
+    if (code == SC_OK)
+        code = segment_path(self->partition, base_offset, "", path, error);
+    if (code == SC_OK)
+        code = segment_path(self->partition, base_offset, ".tmp", temporary, error);
+    if (code == SC_OK)
+        code = write_new_segment(self, temporary, allocated, error);
+    if (code == SC_OK && sc_os.rename(temporary, path) != 0)
+        code = sc_fail_os(error, "cannot name a new segment", path);
+    if (code != SC_OK) {
+        (void)sc_os.unlink(temporary);
+        return code;
+    }
+    code = sc_partition_add_segment(self->partition, base_offset, error);
+    if (code != SC_OK)
+        return code;
+    self->tail.segment_base = base_offset;
+    self->tail.end_position = self->layout->schema_message_size;
+    self->tail.allocated = allocated;
+    self->tail.created_ms = sc_os.now_ms();
+    self->tail.sealed = 0;
+    self->tail.schema_version = self->layout->schema_version;
+    sc_slot_publish(self->slot, &self->tail);
+    return SC_OK;
+}
+
+/* Writes the end marker: nothing is appended to this file again. A flush syncs it and cuts its tail. */
+static int seal_segment(append_state *self, sc_error *error)
+{
+    int64_t end = self->tail.end_position;
+    int code = allocate(self, end + SC_OPENING_SIZE, error);
+    if (code == SC_OK)
+        code = open_writer(self, end + SC_OPENING_SIZE, error);
+    if (code != SC_OK)
+        return code;
+    __atomic_store_n((uint64_t *)(void *)(self->partition->writer.data + end), END_MARKER, __ATOMIC_RELEASE);
+    self->tail.sealed = 1;
+    sc_slot_publish(self->slot, &self->tail);
+    sc_writer_close(&self->partition->writer);
+    return SC_OK;
+}
+
+static bool must_roll(const append_state *self)
+{
+    const sc_tail *tail = &self->tail;
+    bool empty = tail->end_offset == tail->segment_base;
+    if (tail->schema_version != self->layout->schema_version)
+        return true;
+    if (empty)
+        return false;
+    return tail->end_position + self->total_size + SC_OPENING_SIZE > self->settings.segment_bytes ||
+           (self->settings.segment_ms > 0 && sc_os.now_ms() - tail->created_ms >= self->settings.segment_ms);
+}
+
+/* A segment of another schema that has no records yet is replaced by one of the same name. */
+static void forget_segment(append_state *self)
+{
+    sc_writer_close(&self->partition->writer);
+    sc_partition_forget(self->partition, self->tail.segment_base);
+    self->tail.segment_base = -1;
+}
+
+static int ensure_segment(append_state *self, sc_error *error)
+{
+    sc_tail *tail = &self->tail;
+    int code = SC_OK;
+    if (tail->segment_base >= 0 && !tail->sealed && must_roll(self)) {
+        if (tail->end_offset == tail->segment_base)
+            forget_segment(self);
+        else
+            code = seal_segment(self, error);
+    }
+    if (code == SC_OK && (tail->segment_base < 0 || tail->sealed))
+        code = create_segment(self, error);
+    return code;
+}
+
+/* ---- the append -------------------------------------------------------------------------------------------- */
+
+static int check_slot(append_state *self, sc_error *error)
+{
+    sc_state *state = &self->partition->topic->state;
+    int poisoned = atomic_load(&self->slot->poisoned);
+    if (atomic_load(&sc_state_header_of(state)->deleted) != 0)
+        return sc_fail(error, SC_DELETED, "the topic was deleted");
+    if (atomic_load(&sc_state_header_of(state)->generation) != self->request->generation)
+        return sc_fail(error, SC_STALE, "the topic's settings changed");
+    if (poisoned != 0) {
+        errno = poisoned;
+        sc_fail_os(error, "an earlier sync of this partition failed: appends are refused until the store is opened anew",
+                   state->path);
+        return error->code = SC_POISONED;
+    }
+    return SC_OK;
+}
+
+static int find_end(append_state *self, sc_error *error)
+{
+    bool known = sc_slot_read(self->slot, &self->tail);
+    if (known && atomic_load(&self->slot->dirty) == 0)
+        return SC_OK;
+    if (known) /* somebody died in the middle of an append: the writer's mapping may be of a file that is gone */
+        sc_writer_close(&self->partition->writer);
+    int code = sc_partition_recover(self->partition, true, &self->tail, error);
+    if (code != SC_OK)
+        return code;
+    sc_slot_publish(self->slot, &self->tail);
+    atomic_store(&self->slot->dirty, 0);
+    return SC_OK;
+}
+
+static void store_batches(append_state *self)
+{
+    sc_partition *partition = self->partition;
+    uint8_t *data = partition->writer.data;
+    int64_t position = self->tail.end_position, offset = self->tail.end_offset;
+    int64_t last = self->request->batch_count - 1;
+    for (int64_t i = 0; i <= last; i++) {
+        sc_encoding *encoding = &self->encodings[i];
+        sc_placement placement = {
+            .base_offset = offset,
+            .durable_offset = self->tail.durable_offset,
+            .flags = (uint16_t)((i < last ? SC_FLAG_CONTINUED : 0) |
+                                (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
+        };
+        sc_encoding_write(encoding, data + position, &placement);
+        if (i > 0)
+            __atomic_store_n((uint64_t *)(void *)(data + position), sc_encoding_opening(encoding), __ATOMIC_RELEASE);
+        position += encoding->total_size;
+        offset += encoding->input->count;
+    }
+    __atomic_store_n((uint64_t *)(void *)(data + self->tail.end_position), sc_encoding_opening(&self->encodings[0]),
+                     __ATOMIC_RELEASE);
+}
+
+static void note_batches(append_state *self)
+{
+    sc_segment *segment;
+    sc_error unused;
+    int64_t next_base, position = self->tail.end_position, offset = self->tail.end_offset;
+    if (sc_partition_find(self->partition, &self->tail, self->tail.segment_base, &segment, &next_base, &unused) !=
+            SC_OK || segment == NULL)
+        return; /* the index is a hint */
+    for (int64_t i = 0; i < self->request->batch_count; i++) {
+        sc_segment_note(segment, offset, position);
+        position += self->encodings[i].total_size;
+        offset += self->encodings[i].input->count;
+    }
+    sc_segment_release(segment);
+}
+
+static int append_locked(append_state *self, sc_error *error)
+{
+    int code = check_slot(self, error);
+    if (code == SC_OK)
+        code = find_end(self, error);
+    if (code != SC_OK)
+        return code;
+    if (self->request->expected_offset >= 0 && self->request->expected_offset != self->tail.end_offset)
+        return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
+    code = ensure_segment(self, error);
+    int64_t end = self->tail.end_position + self->total_size;
+    if (code == SC_OK)
+        code = allocate(self, end + SC_OPENING_SIZE, error); /* room for the zeros that end the stream */
+    if (code == SC_OK)
+        code = open_writer(self, end + SC_OPENING_SIZE, error);
+    if (code != SC_OK)
+        return code;
+    populate(self, end);
+    atomic_store(&self->slot->dirty, 1);
+    store_batches(self);
+    note_batches(self);
+    self->tail.end_position = end;
+    self->tail.end_offset += self->record_count;
+    sc_slot_publish(self->slot, &self->tail);
+    atomic_store(&self->slot->dirty, 0);
+    return SC_OK;
+}
+
+static int plan_batches(append_state *self, sc_error *error)
+{
+    const sc_append *request = self->request;
+    self->encodings = calloc((size_t)request->batch_count, sizeof *self->encodings);
+    if (self->encodings == NULL)
+        return sc_fail_memory(error);
+    for (int64_t i = 0; i < request->batch_count; i++) {
+        int code = sc_encoding_plan(&self->encodings[i], self->layout, &request->batches[i],
+                                    self->settings.max_record_bytes, error);
+        if (code != SC_OK)
+            return code;
+        self->total_size += self->encodings[i].total_size;
+        self->record_count += request->batches[i].count;
+    }
+    return SC_OK;
+}
+
+static int append_inside(sc_topic *topic, uint32_t number, const sc_append *request, int64_t *first_offset,
+                         int64_t *end_offset, sc_error *error)
+{
+    append_state self = {.request = request, .settings = sc_topic_settings_read(topic)};
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    if (request->batch_count <= 0)
+        return sc_fail(error, SC_INVALID, "an append has at least one batch");
+    self.layout = sc_topic_layout(topic, request->schema_version);
+    if (self.layout == NULL)
+        return sc_fail(error, SC_STALE, "schema version %u is not known", (unsigned)request->schema_version);
+    int code = sc_topic_partition(topic, number, &self.partition, error);
+    if (code != SC_OK)
+        return code;
+    self.slot = sc_state_slot(&topic->state, number);
+    code = plan_batches(&self, error);
+    if (code == SC_OK)
+        code = sc_partition_lock(self.partition, error);
+    if (code == SC_OK) {
+        code = append_locked(&self, error);
+        sc_partition_unlock(self.partition);
+    }
+    for (int64_t i = 0; self.encodings != NULL && i < request->batch_count; i++)
+        sc_encoding_free(&self.encodings[i]);
+    free(self.encodings);
+    if (code != SC_OK)
+        return code;
+    *end_offset = self.tail.end_offset;
+    *first_offset = self.tail.end_offset - self.record_count;
+    atomic_store_explicit(&self.partition->touched, true, memory_order_relaxed);
+    atomic_store_explicit(&self.partition->unflushed, true, memory_order_relaxed);
+    sc_state_wake(&topic->state);
+    return request->durable ? sc_partition_wait_durable(self.partition, self.tail.end_offset, error) : SC_OK;
+}
+
+int sc_partition_append(sc_topic *topic, uint32_t number, const sc_append *request, int64_t *first_offset,
+                        int64_t *end_offset, sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = append_inside(topic, number, request, first_offset, end_offset, error);
+    sc_topic_leave(topic);
+    return code;
+}

@@ -1,0 +1,487 @@
+/*
+ * Batches out through the Arrow C data and C stream interfaces. The arrays' buffers are the mapped file.
+ *
+ * One block of memory holds all ArrowArray structs of a batch, their child lists and buffer lists. Every array in it
+ * can be released on its own (the interface lets consumers move children out), so each counts as one reference to the
+ * block, and the last one gives back the mapping.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "batch.h"
+#include "error.h"
+#include "mapping.h"
+
+enum { VIEW_BUFFERS = 4 }; /* validity, views, one variadic buffer, sizes; more for messages of other writers */
+
+typedef struct block {
+    atomic_int references;
+    sc_mapping *mapping;
+    struct ArrowArray *next_array;
+    struct ArrowArray **next_child;
+    const void **next_buffer;
+    uint8_t *next_byte; /* values that do not lie in the file: merged validity, partition numbers, view sizes */
+} block;
+
+/* What is needed to turn one message into arrays. */
+typedef struct exporter {
+    const sc_batch *batch;
+    const sc_layout *layout;
+    sc_metadata metadata;
+    const uint8_t *body;
+    int64_t bytes; /* of the buffers handed out */
+    block *block;
+    int32_t *first_buffer; /* of each view node, when the message has other variadic counts than ours */
+    const char *path;
+    sc_error *error;
+} exporter;
+
+static int bad(exporter *self, const char *what)
+{
+    return sc_fail_at(self->error, SC_CORRUPT, "", self->batch->base_offset, self->batch->position, what);
+}
+
+/* ---- buffers ----------------------------------------------------------------------------------------------- */
+
+/* The address of a buffer that must have at least `needed` bytes; an absent one is NULL when that is allowed. */
+static int get_buffer(exporter *self, int64_t number, int64_t needed, bool optional, const void **out)
+{
+    if (number >= self->metadata.buffer_count)
+        return bad(self, "the batch has too few buffers");
+    sc_buffer buffer = sc_metadata_buffer(&self->metadata, number);
+    if (buffer.offset < 0 || buffer.length < 0 || buffer.offset > self->metadata.body_length - buffer.length ||
+        buffer.offset % 8 != 0)
+        return bad(self, "a buffer lies outside the batch");
+    self->bytes += buffer.length;
+    if (optional && buffer.length == 0) {
+        *out = NULL;
+        return SC_OK;
+    }
+    if (buffer.length < needed)
+        return bad(self, "a buffer is shorter than its column");
+    *out = self->body + buffer.offset;
+    return SC_OK;
+}
+
+static int64_t buffer_length(const exporter *self, int64_t number)
+{
+    return sc_metadata_buffer(&self->metadata, number).length;
+}
+
+static int read_node(exporter *self, int32_t index, sc_node *node)
+{
+    if (index >= self->metadata.node_count)
+        return bad(self, "the batch has too few columns");
+    *node = sc_metadata_node(&self->metadata, index);
+    if (node->length < 0 || node->length > SC_BATCH_BYTES_MAX || node->null_count < 0 ||
+        node->null_count > node->length)
+        return bad(self, "a column has an impossible length");
+    return SC_OK;
+}
+
+/* ---- arrays ------------------------------------------------------------------------------------------------ */
+
+static void release_array(struct ArrowArray *array)
+{
+    for (int64_t i = 0; i < array->n_children; i++)
+        if (array->children[i]->release != NULL)
+            array->children[i]->release(array->children[i]);
+    block *owner = array->private_data;
+    array->release = NULL;
+    if (atomic_fetch_sub_explicit(&owner->references, 1, memory_order_acq_rel) == 1) {
+        sc_mapping_release(owner->mapping);
+        free(owner);
+    }
+}
+
+static struct ArrowArray *new_array(block *owner, int64_t length, int64_t buffers, int64_t children)
+{
+    struct ArrowArray *array = owner->next_array++;
+    *array = (struct ArrowArray){
+        .length = length,
+        .n_buffers = buffers,
+        .n_children = children,
+        .buffers = owner->next_buffer,
+        .children = children > 0 ? owner->next_child : NULL,
+        .release = release_array,
+        .private_data = owner,
+    };
+    owner->next_buffer += buffers;
+    owner->next_child += children;
+    atomic_fetch_add_explicit(&owner->references, 1, memory_order_relaxed);
+    return array;
+}
+
+static int export_field(exporter *self, int32_t index, struct ArrowArray **out);
+
+static int export_offsets(exporter *self, const sc_field *field, int64_t length, struct ArrowArray *array,
+                          int64_t *last)
+{
+    bool large = field->kind == SC_KIND_LARGE_BINARY || field->kind == SC_KIND_LARGE_LIST;
+    int width = large ? 8 : 4;
+    const void **ends = &array->buffers[1];
+    int code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
+    if (code == SC_OK)
+        code = get_buffer(self, field->buffer + 1, (length + 1) * width, length == 0, ends);
+    *last = 0;
+    if (code != SC_OK || *ends == NULL)
+        return code;
+    int64_t first = large ? ((const int64_t *)*ends)[0] : ((const int32_t *)*ends)[0];
+    *last = large ? ((const int64_t *)*ends)[length] : ((const int32_t *)*ends)[length];
+    return first >= 0 && first <= *last ? SC_OK : bad(self, "the offsets of a column go back");
+}
+
+static int export_views(exporter *self, const sc_field *field, int64_t length, struct ArrowArray *array)
+{
+    int code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
+    if (code == SC_OK)
+        code = get_buffer(self, field->buffer + 1, length * 16, false, &array->buffers[1]);
+    if (code == SC_OK)
+        code = get_buffer(self, field->buffer + 2, 0, false, &array->buffers[2]);
+    if (code != SC_OK)
+        return code;
+    int64_t size = buffer_length(self, field->buffer + 2);
+    memcpy(self->block->next_byte, &size, sizeof size);
+    array->buffers[3] = self->block->next_byte;
+    self->block->next_byte += sizeof size;
+    return SC_OK;
+}
+
+static int export_children(exporter *self, int32_t index, struct ArrowArray *array, int64_t length)
+{
+    const sc_field *field = &self->layout->fields[index];
+    int32_t child = index + 1;
+    for (int32_t i = 0; i < field->children; i++) {
+        array->children[i] = NULL;
+        int code = export_field(self, child, &array->children[i]);
+        if (code != SC_OK)
+            return code;
+        if (array->children[i]->length < length)
+            return bad(self, "a nested column is shorter than its parent");
+        child = self->layout->fields[child].end;
+    }
+    return SC_OK;
+}
+
+static int export_buffers(exporter *self, int32_t index, struct ArrowArray *array, int64_t length)
+{
+    const sc_field *field = &self->layout->fields[index];
+    int64_t last, needed;
+    int code;
+    switch (field->kind) {
+    case SC_KIND_NULL:
+        return SC_OK;
+    case SC_KIND_BOOL:
+    case SC_KIND_FIXED:
+        needed = field->kind == SC_KIND_BOOL ? (length + 7) / 8 : length * field->width;
+        code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
+        return code != SC_OK ? code : get_buffer(self, field->buffer + 1, needed, false, &array->buffers[1]);
+    case SC_KIND_BINARY:
+    case SC_KIND_LARGE_BINARY:
+        code = export_offsets(self, field, length, array, &last);
+        return code != SC_OK ? code : get_buffer(self, field->buffer + 2, last, false, &array->buffers[2]);
+    case SC_KIND_VIEW:
+        return export_views(self, field, length, array);
+    case SC_KIND_LIST:
+    case SC_KIND_LARGE_LIST:
+        code = export_offsets(self, field, length, array, &last);
+        return code != SC_OK ? code : export_children(self, index, array, last);
+    default:
+        code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
+        needed = field->kind == SC_KIND_FIXED_LIST ? length * field->width : length;
+        return code != SC_OK ? code : export_children(self, index, array, needed);
+    }
+}
+
+static int export_field(exporter *self, int32_t index, struct ArrowArray **out)
+{
+    const sc_field *field = &self->layout->fields[index];
+    sc_node node;
+    int code = read_node(self, index, &node);
+    if (code != SC_OK)
+        return code;
+    int buffers = field->kind == SC_KIND_VIEW ? VIEW_BUFFERS : sc_kind_buffers(field->kind);
+    struct ArrowArray *array = new_array(self->block, node.length, buffers, field->children);
+    *out = array;
+    array->null_count = node.null_count;
+    for (int32_t i = 0; i < field->children; i++)
+        array->children[i] = NULL;
+    code = export_buffers(self, index, array, node.length);
+    if (code == SC_OK && node.null_count > 0 && buffers > 0 && array->buffers[0] == NULL)
+        return bad(self, "a column has nulls but no validity");
+    return code;
+}
+
+static int32_t child_of(const sc_layout *layout, int32_t index, int32_t number)
+{
+    assert(number >= 0 && number < layout->fields[index].children);
+    for (index++; number > 0; number--)
+        index = layout->fields[index].end;
+    return index;
+}
+
+static int32_t field_of_column(const sc_layout *layout, const sc_column *column)
+{
+    int32_t index = layout->columns[column->column];
+    for (int32_t level = 0; level < column->depth; level++)
+        index = child_of(layout, index, column->path[level]);
+    return index;
+}
+
+/* A column inside structs: where a struct is null, so is the column. */
+static int merge_validity(exporter *self, const sc_column *column, struct ArrowArray *array)
+{
+    int32_t index = self->layout->columns[column->column];
+    int64_t bytes = (array->length + 7) / 8;
+    uint8_t *merged = NULL;
+    for (int32_t level = 0; level < column->depth; level++) {
+        const sc_field *field = &self->layout->fields[index];
+        const void *validity;
+        sc_node node;
+        int code = read_node(self, index, &node);
+        if (code == SC_OK)
+            code = get_buffer(self, field->buffer, (node.length + 7) / 8, true, &validity);
+        if (code != SC_OK)
+            return code;
+        if (node.length != array->length)
+            return bad(self, "a nested column is not as long as its parent");
+        if (validity != NULL && merged == NULL) {
+            merged = self->block->next_byte;
+            self->block->next_byte += sc_align(bytes);
+            if (array->buffers[0] == NULL)
+                memset(merged, 0xff, (size_t)bytes);
+            else
+                memcpy(merged, array->buffers[0], (size_t)bytes);
+        }
+        for (int64_t i = 0; validity != NULL && i < bytes; i++)
+            merged[i] &= ((const uint8_t *)validity)[i];
+        index = child_of(self->layout, index, column->path[level]);
+    }
+    if (merged != NULL) {
+        array->buffers[0] = merged;
+        array->null_count = -1;
+    }
+    return SC_OK;
+}
+
+static int export_partition(exporter *self, struct ArrowArray **out)
+{
+    int64_t rows = self->batch->row_count;
+    struct ArrowArray *array = new_array(self->block, rows, 2, 0);
+    int32_t *numbers = (int32_t *)(void *)self->block->next_byte;
+    self->block->next_byte += sc_align(rows * 4);
+    for (int64_t i = 0; i < rows; i++)
+        numbers[i] = (int32_t)self->batch->partition;
+    array->buffers[0] = NULL;
+    array->buffers[1] = numbers;
+    *out = array;
+    return SC_OK;
+}
+
+static int export_column(exporter *self, const sc_column *column, struct ArrowArray **out)
+{
+    const sc_batch *batch = self->batch;
+    if (column->column == SC_COLUMN_PARTITION)
+        return export_partition(self, out);
+    int code = export_field(self, field_of_column(self->layout, column), out);
+    if (code != SC_OK)
+        return code;
+    struct ArrowArray *array = *out;
+    if (array->length != batch->record_count)
+        return bad(self, "a column is not as long as the batch");
+    if (column->depth > 0) {
+        code = merge_validity(self, column, array);
+        if (code != SC_OK)
+            return code;
+    }
+    if (batch->row_count != batch->record_count) {
+        array->offset = batch->first_row;
+        array->length = batch->row_count;
+        if (array->null_count != 0 && self->layout->fields[field_of_column(self->layout, column)].kind == SC_KIND_NULL)
+            array->null_count = array->length;
+        else if (array->null_count != 0)
+            array->null_count = -1;
+    }
+    return SC_OK;
+}
+
+/* ---- one batch --------------------------------------------------------------------------------------------- */
+
+typedef struct needs {
+    int64_t arrays, children, buffers, bytes;
+} needs;
+
+static needs count_needs(const sc_batch *batch, const sc_column *columns, int64_t column_count)
+{
+    needs total = {.arrays = 1, .children = column_count, .buffers = 1};
+    const sc_layout *layout = batch->layout;
+    for (int64_t i = 0; i < column_count; i++) {
+        if (columns[i].column == SC_COLUMN_PARTITION) {
+            total.arrays++;
+            total.buffers += 2;
+            total.bytes += sc_align(batch->row_count * 4);
+            continue;
+        }
+        int32_t from = field_of_column(layout, &columns[i]);
+        for (int32_t index = from; index < layout->fields[from].end; index++) {
+            bool view = layout->fields[index].kind == SC_KIND_VIEW;
+            total.arrays++;
+            total.children += layout->fields[index].children;
+            total.buffers += view ? VIEW_BUFFERS : sc_kind_buffers(layout->fields[index].kind);
+            total.bytes += view ? SC_ALIGNMENT : 0;
+        }
+        total.bytes += columns[i].depth > 0 ? sc_align((batch->record_count + 7) / 8) : 0;
+    }
+    return total;
+}
+
+static block *new_block(const sc_batch *batch, needs need)
+{
+    size_t head = (size_t)sc_align(sizeof(block));
+    size_t arrays = (size_t)need.arrays * sizeof(struct ArrowArray);
+    size_t children = (size_t)need.children * sizeof(void *), buffers = (size_t)need.buffers * sizeof(void *);
+    size_t lists = (size_t)sc_align((int64_t)(head + arrays + children + buffers));
+    uint8_t *memory = malloc(lists + (size_t)need.bytes + SC_ALIGNMENT);
+    if (memory == NULL)
+        return NULL;
+    block *self = (block *)(void *)memory;
+    atomic_init(&self->references, 0);
+    self->mapping = batch->mapping;
+    sc_mapping_retain(batch->mapping);
+    self->next_array = (struct ArrowArray *)(void *)(memory + head);
+    self->next_child = (struct ArrowArray **)(void *)(memory + head + arrays);
+    self->next_buffer = (const void **)(void *)(memory + head + arrays + children);
+    self->next_byte = memory + lists;
+    return self;
+}
+
+static int open_message(exporter *self)
+{
+    const sc_batch *batch = self->batch;
+    uint32_t metadata_size;
+    memcpy(&metadata_size, batch->message + 4, sizeof metadata_size);
+    if (!sc_metadata_read(batch->message + SC_OPENING_SIZE, metadata_size, &self->metadata) ||
+        self->metadata.body_length > batch->message_size - SC_OPENING_SIZE - metadata_size ||
+        self->metadata.rows != batch->record_count)
+        return bad(self, "the batch's Arrow metadata is not valid");
+    if (self->metadata.codec != SC_CODEC_NONE)
+        return sc_fail(self->error, SC_INVALID, "a compressed batch cannot be read in place");
+    if (self->metadata.node_count != batch->layout->field_count ||
+        self->metadata.buffer_count != batch->layout->buffer_count)
+        return bad(self, "the batch does not have the columns of its schema");
+    self->body = batch->message + SC_OPENING_SIZE + metadata_size;
+    return SC_OK;
+}
+
+int sc_batch_export(const sc_batch *batch, const sc_column *columns, int64_t column_count, int64_t *bytes_exported,
+                    struct ArrowArray *out, sc_error *error)
+{
+    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
+    int code = open_message(&self);
+    if (code != SC_OK)
+        return code;
+    self.block = new_block(batch, count_needs(batch, columns, column_count));
+    if (self.block == NULL)
+        return sc_fail_memory(error);
+    struct ArrowArray *root = new_array(self.block, batch->row_count, 1, column_count);
+    root->buffers[0] = NULL;
+    root->null_count = 0;
+    block *owner = self.block;
+    struct ArrowArray **made = root->children;
+    for (int64_t i = 0; i < column_count; i++)
+        made[i] = NULL;
+    for (int64_t i = 0; code == SC_OK && i < column_count; i++)
+        code = export_column(&self, &columns[i], &made[i]);
+    if (code != SC_OK) {
+        sc_mapping_release(owner->mapping);
+        free(owner);
+        return code;
+    }
+    *bytes_exported += self.bytes;
+    *out = *root;
+    return SC_OK;
+}
+
+/* ---- plain rows -------------------------------------------------------------------------------------------- */
+
+static int read_binary(exporter *self, int column, const uint8_t **validity, const int32_t **ends,
+                       const uint8_t **bytes, int64_t *size)
+{
+    const sc_field *field = &self->layout->fields[self->layout->columns[column]];
+    int64_t count = self->batch->record_count;
+    const void *buffers[3];
+    int code = get_buffer(self, field->buffer, (count + 7) / 8, true, &buffers[0]);
+    if (code == SC_OK)
+        code = get_buffer(self, field->buffer + 1, (count + 1) * 4, false, &buffers[1]);
+    if (code == SC_OK)
+        code = get_buffer(self, field->buffer + 2, 0, false, &buffers[2]);
+    if (code != SC_OK)
+        return code;
+    *validity = buffers[0];
+    *ends = buffers[1];
+    *bytes = buffers[2];
+    *size = buffer_length(self, field->buffer + 2);
+    int32_t before = 0;
+    for (int64_t i = 0; i <= count; i++) {
+        if ((*ends)[i] < before)
+            return bad(self, "the offsets of a column go back");
+        before = (*ends)[i];
+    }
+    return before <= *size ? SC_OK : bad(self, "the offsets of a column reach outside it");
+}
+
+static int read_fixed(exporter *self, int column, const int64_t **values)
+{
+    const sc_field *field = &self->layout->fields[self->layout->columns[column]];
+    const void *found;
+    int code = get_buffer(self, field->buffer + 1, self->batch->record_count * 8, false, &found);
+    *values = found;
+    return code;
+}
+
+int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error)
+{
+    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
+    if (!batch->layout->plain)
+        return sc_fail(error, SC_INVALID, "the values of a typed topic are not bytes");
+    int code = open_message(&self);
+    if (code == SC_OK)
+        code = read_fixed(&self, SC_COLUMN_OFFSET, &rows->offsets);
+    if (code == SC_OK)
+        code = read_fixed(&self, SC_COLUMN_TIMESTAMP, &rows->timestamps);
+    if (code == SC_OK)
+        code = read_binary(&self, SC_COLUMN_KEY, &rows->key_validity, &rows->key_ends, &rows->keys, &rows->keys_size);
+    if (code == SC_OK)
+        code = read_binary(&self, SC_COLUMN_VALUE, &rows->value_validity, &rows->value_ends, &rows->values,
+                           &rows->values_size);
+    rows->count = batch->record_count;
+    return code;
+}
+
+int sc_batch_narrow_to_timestamps(sc_batch *batch, int64_t min_timestamp, int64_t max_timestamp, bool *dense,
+                                  sc_error *error)
+{
+    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
+    const int64_t *times;
+    *dense = true;
+    if (batch->min_timestamp >= min_timestamp && batch->max_timestamp <= max_timestamp)
+        return SC_OK;
+    int code = open_message(&self);
+    if (code == SC_OK)
+        code = read_fixed(&self, SC_COLUMN_TIMESTAMP, &times);
+    if (code != SC_OK)
+        return code;
+    int64_t first = -1, last = -1, wanted = 0;
+    for (int64_t i = batch->first_row; i < batch->first_row + batch->row_count; i++) {
+        if (times[i] < min_timestamp || times[i] > max_timestamp)
+            continue;
+        first = first < 0 ? i : first;
+        last = i;
+        wanted++;
+    }
+    batch->first_row = first < 0 ? batch->first_row : first;
+    batch->row_count = first < 0 ? 0 : last - first + 1;
+    *dense = batch->row_count == wanted;
+    return SC_OK;
+}

@@ -1,0 +1,42 @@
+/* Lays records out as the body of one batch: first the plan (sizes), then the bytes. Internal. */
+#ifndef STREAMCORE_ENCODE_H
+#define STREAMCORE_ENCODE_H
+
+#include "batch.h"
+
+typedef struct sc_encoding {
+    const sc_layout *layout;
+    const sc_batch_input *input;
+    int64_t max_record_bytes;
+    int64_t total_size; /* of the message */
+    int64_t min_timestamp, max_timestamp;
+    uint16_t flags; /* codec and has-headers */
+
+    int64_t metadata_size, body_size, zeros_size;
+    int32_t next_buffer;
+    sc_node *nodes;
+    sc_buffer *buffers;
+    int64_t *variadic;
+    int64_t variadic_count;
+    sc_metadata message; /* of a compressed message that is taken over */
+    uint8_t *body;       /* NULL while planning */
+    int64_t base_offset; /* while writing */
+    void *memory;
+} sc_encoding;
+
+/* What a writer adds to the header. */
+typedef struct sc_placement {
+    int64_t base_offset, durable_offset;
+    uint16_t flags;
+} sc_placement;
+
+/* Works out sizes and checks the input; reads it, writes nothing. */
+int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_batch_input *input,
+                     int64_t max_record_bytes, sc_error *error);
+/* Writes all of the message but its opening to `at`, which holds total_size zero bytes. Cannot fail. */
+void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *placement);
+/* The eight bytes that open the message. */
+uint64_t sc_encoding_opening(const sc_encoding *encoding);
+void sc_encoding_free(sc_encoding *encoding);
+
+#endif

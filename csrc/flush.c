@@ -1,0 +1,228 @@
+/*
+ * Making the log durable. One sync at a time per partition and process; everyone who waits when it begins or while it
+ * runs shares the next one (group commit). A sync that fails poisons the partition for every process.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+static int64_t page_ceiling(int64_t size)
+{
+    return (size + SC_PAGE - 1) / SC_PAGE * SC_PAGE;
+}
+
+static int poison(sc_partition *partition, const char *what, const char *path, sc_error *error)
+{
+    int number = errno;
+    atomic_store(&sc_state_slot(&partition->topic->state, partition->number)->poisoned, number == 0 ? EIO : number);
+    errno = number;
+    return sc_fail_os(error, what, path);
+}
+
+/* The name of a new segment, and of a new partition's folder, must last as long as what is in it. */
+static int sync_names(sc_partition *partition, sc_error *error)
+{
+    char folder[SC_PATH_MAX];
+    int code = sc_partition_folder(partition, folder, error);
+    if (code != SC_OK)
+        return code;
+    if (sc_os_sync_folder(folder) != 0)
+        return poison(partition, "cannot sync a partition's folder", folder, error);
+    if (sc_os_sync_folder(partition->topic->path) != 0)
+        return poison(partition, "cannot sync a topic's folder", partition->topic->path, error);
+    return SC_OK;
+}
+
+static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_error *error)
+{
+    sc_mapping *mapping;
+    int code = sc_partition_map(partition, segment, tail, &mapping, error);
+    if (code != SC_OK)
+        return code;
+    bool active = segment->base_offset == tail->segment_base;
+    int64_t length = active ? page_ceiling(tail->end_position) : mapping->size;
+    if (sc_os.sync_map((void *)(uintptr_t)mapping->data, (size_t)length) != 0)
+        code = poison(partition, "cannot sync a segment", segment->path, error);
+    sc_mapping_release(mapping);
+    return code;
+}
+
+/* A sealed segment is synced now: its index becomes final and its preallocated tail goes. Neither is needed for
+ * anything but time and space, so failures are passed over. */
+static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t end_offset)
+{
+    sc_summary summary;
+    sc_error unused;
+    sc_file_stat stat;
+    if (sc_segment_summarize(segment, 0, atomic_load(&partition->topic->layouts), partition->number, end_offset, true,
+                             &summary, &unused) != SC_OK)
+        return;
+    int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
+    if (fd < 0)
+        return;
+    uint32_t marker[2];
+    int64_t size = page_ceiling(summary.size + SC_OPENING_SIZE);
+    if (sc_os.stat(fd, &stat) == 0 && stat.size > size &&
+        sc_os_read_whole(fd, marker, sizeof marker, summary.size) == 0 && marker[0] == SC_CONTINUATION &&
+        marker[1] == 0)
+        (void)sc_os.truncate(fd, size);
+    sc_os.close(fd);
+}
+
+static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error *error)
+{
+    int64_t offset = tail->durable_offset > tail->start_offset ? tail->durable_offset : tail->start_offset;
+    while (offset < tail->end_offset) {
+        sc_segment *segment;
+        int64_t next_base;
+        int code = sc_partition_find(partition, tail, offset, &segment, &next_base, error);
+        if (code != SC_OK || segment == NULL)
+            return code;
+        bool active = next_base < 0;
+        code = sync_bytes(partition, segment, tail, error);
+        if (code == SC_OK && offset <= segment->base_offset)
+            code = sync_names(partition, error);
+        if (code == SC_OK && active)
+            sc_index_save(segment, tail->end_position);
+        else if (code == SC_OK)
+            finish_sealed(partition, segment, next_base);
+        sc_segment_release(segment);
+        if (code != SC_OK)
+            return code;
+        offset = active ? tail->end_offset : next_base;
+    }
+    return SC_OK;
+}
+
+static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_error *error)
+{
+    sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
+    sc_tail tail;
+    int code = sc_partition_lock(partition, error);
+    if (code != SC_OK)
+        return code;
+    if (sc_slot_read(slot, &tail) && tail.durable_offset < durable_offset) {
+        tail.durable_offset = durable_offset;
+        sc_slot_publish(slot, &tail);
+    }
+    partition->writer.window = 0;
+    sc_partition_unlock(partition);
+    return SC_OK;
+}
+
+static int sync_once(sc_partition *partition, sc_error *error)
+{
+    sc_tail tail;
+    sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
+    int poisoned = atomic_load(&slot->poisoned);
+    if (poisoned != 0) {
+        errno = poisoned;
+        sc_fail_os(error, "an earlier sync of this partition failed", partition->topic->state.path);
+        return error->code = SC_POISONED;
+    }
+    atomic_store(&partition->unflushed, false);
+    int code = sc_partition_tail(partition, &tail, error);
+    if (code == SC_OK && tail.durable_offset < tail.end_offset) {
+        code = sync_segments(partition, &tail, error);
+        if (code == SC_OK)
+            code = publish_durable(partition, tail.end_offset, error);
+    }
+    if (code != SC_OK)
+        atomic_store(&partition->unflushed, true);
+    return code;
+}
+
+int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error)
+{
+    sc_tail tail;
+    int code = SC_OK;
+    pthread_mutex_lock(&partition->sync_mutex);
+    for (;;) {
+        code = sc_partition_tail(partition, &tail, error);
+        if (code != SC_OK || tail.durable_offset >= offset)
+            break;
+        if (partition->syncing) {
+            pthread_cond_wait(&partition->synced, &partition->sync_mutex);
+            continue;
+        }
+        partition->syncing = true;
+        pthread_mutex_unlock(&partition->sync_mutex);
+        code = sync_once(partition, error);
+        pthread_mutex_lock(&partition->sync_mutex);
+        partition->syncing = false;
+        pthread_cond_broadcast(&partition->synced);
+        if (code != SC_OK)
+            break;
+    }
+    pthread_mutex_unlock(&partition->sync_mutex);
+    return code;
+}
+
+static int flush_inside(sc_topic *topic, uint32_t number, sc_error *error)
+{
+    sc_partition *partition;
+    sc_tail tail;
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    int code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK)
+        code = sc_partition_tail(partition, &tail, error);
+    return code == SC_OK ? sc_partition_wait_durable(partition, tail.end_offset, error) : code;
+}
+
+int sc_partition_flush(sc_topic *topic, uint32_t number, sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = flush_inside(topic, number, error);
+    sc_topic_leave(topic);
+    return code;
+}
+
+/* ---- closing ----------------------------------------------------------------------------------------------- */
+
+/* Cuts the active segment behind its end. Eight zero bytes stay, so that a reader of any kind still sees the end of the
+ * stream inside the file. */
+static int cut_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
+{
+    int64_t size = page_ceiling(tail->end_position + SC_OPENING_SIZE), next_base;
+    sc_segment *segment;
+    int code = sc_partition_find(partition, tail, tail->segment_base, &segment, &next_base, error);
+    if (code != SC_OK || segment == NULL || size >= tail->allocated) {
+        sc_segment_release(segment);
+        return code;
+    }
+    int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
+    if (fd < 0 || sc_os.truncate(fd, size) != 0)
+        code = sc_fail_os(error, "cannot give back the preallocated end of a segment", segment->path);
+    else
+        tail->allocated = size;
+    if (fd >= 0)
+        sc_os.close(fd);
+    sc_segment_release(segment);
+    return code;
+}
+
+int sc_partition_trim(sc_partition *partition, sc_error *error)
+{
+    sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
+    sc_tail tail;
+    int code = sc_partition_tail(partition, &tail, error);
+    if (code == SC_OK)
+        code = sc_partition_wait_durable(partition, tail.end_offset, error);
+    if (code == SC_OK)
+        code = sc_partition_lock(partition, error);
+    if (code != SC_OK)
+        return code;
+    sc_writer_close(&partition->writer);
+    if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed) {
+        code = cut_tail(partition, &tail, error);
+        sc_slot_publish(slot, &tail);
+    }
+    sc_partition_unlock(partition);
+    return code;
+}

@@ -1,0 +1,210 @@
+#include "layout.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "metadata.h"
+
+int sc_kind_buffers(enum sc_kind kind)
+{
+    static const int counts[] = {
+        [SC_KIND_NULL] = 0,   [SC_KIND_BOOL] = 2,       [SC_KIND_FIXED] = 2,
+        [SC_KIND_BINARY] = 3, [SC_KIND_LARGE_BINARY] = 3, [SC_KIND_VIEW] = 2,
+        [SC_KIND_LIST] = 2,   [SC_KIND_LARGE_LIST] = 2, [SC_KIND_FIXED_LIST] = 1,
+        [SC_KIND_STRUCT] = 1,
+    };
+    return counts[kind];
+}
+
+/* Bytes per value of a primitive format string of the C data interface; 0: not one. */
+static int32_t primitive_width(const char *format)
+{
+    switch (format[0]) {
+    case 'c':
+    case 'C':
+        return 1;
+    case 's':
+    case 'S':
+    case 'e':
+        return 2;
+    case 'i':
+    case 'I':
+    case 'f':
+        return 4;
+    case 'l':
+    case 'L':
+    case 'g':
+        return 8;
+    case 'd': {
+        int precision, scale, bits = 128;
+        if (sscanf(format, "d:%d,%d,%d", &precision, &scale, &bits) < 2)
+            return 0;
+        return bits == 32 || bits == 64 || bits == 128 || bits == 256 ? bits / 8 : 0;
+    }
+    case 't':
+        if (strncmp(format, "tdD", 3) == 0 || strncmp(format, "tts", 3) == 0 || strncmp(format, "ttm", 3) == 0 ||
+            strncmp(format, "tiM", 3) == 0)
+            return 4;
+        if (strncmp(format, "tin", 3) == 0)
+            return 16;
+        return 8; /* tdm, ttu, ttn, ts?:, tD?, tiD */
+    default:
+        return 0;
+    }
+}
+
+static int field_of_format(const char *format, sc_field *field)
+{
+    int width;
+    if ((field->width = primitive_width(format)) > 0)
+        field->kind = SC_KIND_FIXED;
+    else if (strcmp(format, "n") == 0)
+        field->kind = SC_KIND_NULL;
+    else if (strcmp(format, "b") == 0)
+        field->kind = SC_KIND_BOOL;
+    else if (strcmp(format, "z") == 0 || strcmp(format, "u") == 0)
+        field->kind = SC_KIND_BINARY;
+    else if (strcmp(format, "Z") == 0 || strcmp(format, "U") == 0)
+        field->kind = SC_KIND_LARGE_BINARY;
+    else if (strcmp(format, "vz") == 0 || strcmp(format, "vu") == 0)
+        field->kind = SC_KIND_VIEW;
+    else if (strcmp(format, "+l") == 0 || strcmp(format, "+m") == 0)
+        field->kind = SC_KIND_LIST;
+    else if (strcmp(format, "+L") == 0)
+        field->kind = SC_KIND_LARGE_LIST;
+    else if (strcmp(format, "+s") == 0)
+        field->kind = SC_KIND_STRUCT;
+    else if (sscanf(format, "w:%d", &width) == 1 && width >= 0)
+        *field = (sc_field){.kind = SC_KIND_FIXED, .width = width};
+    else if (sscanf(format, "+w:%d", &width) == 1 && width >= 0)
+        *field = (sc_field){.kind = SC_KIND_FIXED_LIST, .width = width};
+    else
+        return SC_INVALID;
+    return SC_OK;
+}
+
+static int count_fields(const struct ArrowSchema *schema, int depth, int32_t *count, sc_error *error)
+{
+    if (depth > SC_DEPTH_MAX)
+        return sc_fail(error, SC_INVALID, "the schema nests deeper than %d levels", SC_DEPTH_MAX);
+    if (++*count > SC_FIELDS_MAX)
+        return sc_fail(error, SC_INVALID, "the schema has more than %d fields", SC_FIELDS_MAX);
+    for (int64_t i = 0; i < schema->n_children; i++) {
+        int code = count_fields(schema->children[i], depth + 1, count, error);
+        if (code != SC_OK)
+            return code;
+    }
+    return SC_OK;
+}
+
+static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, sc_error *error)
+{
+    int32_t index = layout->field_count++;
+    sc_field *field = &layout->fields[index];
+    if (schema->dictionary != NULL || field_of_format(schema->format, field) != SC_OK)
+        return sc_fail(error, SC_INVALID, "the field %s has the type '%s', which a topic cannot store",
+                       schema->name ? schema->name : "?", schema->format);
+    bool one_child = field->kind == SC_KIND_LIST || field->kind == SC_KIND_LARGE_LIST ||
+                     field->kind == SC_KIND_FIXED_LIST;
+    if (field->kind == SC_KIND_STRUCT ? schema->n_children < 0 : schema->n_children != one_child)
+        return sc_fail(error, SC_INVALID, "the field %s has %lld children", schema->name ? schema->name : "?",
+                       (long long)schema->n_children);
+    field->buffer = layout->buffer_count;
+    layout->buffer_count += sc_kind_buffers(field->kind);
+    if (field->kind == SC_KIND_VIEW) {
+        field->variadic = layout->variadic_count++;
+        layout->buffer_count++;
+    }
+    field->children = (int32_t)schema->n_children;
+    for (int64_t i = 0; i < schema->n_children; i++) {
+        int code = compile_field(layout, schema->children[i], error);
+        if (code != SC_OK)
+            return code;
+    }
+    layout->fields[index].end = layout->field_count;
+    return SC_OK;
+}
+
+static int compile_columns(sc_layout *layout, const struct ArrowSchema *schema, sc_error *error)
+{
+    if (strcmp(schema->format, "+s") != 0 || schema->n_children != SC_COLUMNS)
+        return sc_fail(error, SC_INVALID, "a topic's schema has the columns offset, timestamp, key, value, headers");
+    int32_t count = 0;
+    for (int i = 0; i < SC_COLUMNS; i++) {
+        int code = count_fields(schema->children[i], 1, &count, error);
+        if (code != SC_OK)
+            return code;
+    }
+    layout->fields = calloc((size_t)count, sizeof *layout->fields);
+    if (layout->fields == NULL)
+        return sc_fail_memory(error);
+    for (int i = 0; i < SC_COLUMNS; i++) {
+        layout->columns[i] = layout->field_count;
+        int code = compile_field(layout, schema->children[i], error);
+        if (code != SC_OK)
+            return code;
+    }
+    const sc_field *offset = &layout->fields[layout->columns[SC_COLUMN_OFFSET]];
+    const sc_field *timestamp = &layout->fields[layout->columns[SC_COLUMN_TIMESTAMP]];
+    const sc_field *key = &layout->fields[layout->columns[SC_COLUMN_KEY]];
+    if (offset->kind != SC_KIND_FIXED || offset->width != 8 || timestamp->kind != SC_KIND_FIXED ||
+        timestamp->width != 8 || key->kind != SC_KIND_BINARY)
+        return sc_fail(error, SC_INVALID, "offset and timestamp are 64-bit and key is binary");
+    layout->plain = layout->fields[layout->columns[SC_COLUMN_VALUE]].kind == SC_KIND_BINARY;
+    return SC_OK;
+}
+
+int sc_layout_new(const struct ArrowSchema *schema, const uint8_t *message, int64_t message_size,
+                  int64_t partition_digits_at, uint32_t schema_version, sc_layout **out, sc_error *error)
+{
+    if (message_size % SC_ALIGNMENT != 0 || partition_digits_at < 8 || partition_digits_at + 10 > message_size)
+        return sc_fail(error, SC_INVALID, "the schema message is not of the form that a segment needs");
+    sc_layout *layout = calloc(1, sizeof *layout);
+    if (layout == NULL)
+        return sc_fail_memory(error);
+    layout->schema_version = schema_version;
+    layout->schema_message_size = message_size;
+    layout->partition_digits_at = partition_digits_at;
+    int code = compile_columns(layout, schema, error);
+    if (code == SC_OK) {
+        layout->metadata_size = sc_metadata_size(layout->field_count, layout->buffer_count, layout->variadic_count);
+        layout->metadata_template = malloc((size_t)layout->metadata_size);
+        layout->schema_message = malloc((size_t)message_size);
+        if (layout->metadata_template == NULL || layout->schema_message == NULL)
+            code = sc_fail_memory(error);
+    }
+    if (code != SC_OK) {
+        sc_layout_free(layout);
+        return code;
+    }
+    memcpy(layout->schema_message, message, (size_t)message_size);
+    sc_metadata_write(layout->metadata_template, SC_CODEC_NONE, layout->field_count, layout->buffer_count,
+                      layout->variadic_count);
+    *out = layout;
+    return SC_OK;
+}
+
+void sc_layout_free(sc_layout *layout)
+{
+    if (layout == NULL)
+        return;
+    free(layout->fields);
+    free(layout->schema_message);
+    free(layout->metadata_template);
+    free(layout);
+}
+
+bool sc_layout_is_plain(const sc_layout *layout)
+{
+    return layout->plain;
+}
+
+void sc_layout_schema_message(const sc_layout *layout, uint32_t partition, uint8_t *out)
+{
+    char digits[11];
+    snprintf(digits, sizeof digits, "%010u", (unsigned)partition);
+    memcpy(out, layout->schema_message, (size_t)layout->schema_message_size);
+    memcpy(out + layout->partition_digits_at, digits, 10);
+}

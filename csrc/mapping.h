@@ -1,0 +1,24 @@
+/* A segment file mapped for reading, shared by everything that points into it. Internal. */
+#ifndef STREAMCORE_MAPPING_H
+#define STREAMCORE_MAPPING_H
+
+#include <stdatomic.h>
+
+#include "streamcore.h"
+
+struct sc_mapping {
+    atomic_long references;
+    const uint8_t *data;
+    int64_t size; /* mapped; the file may be shorter, and what lies behind its end is never touched */
+    _Atomic uint8_t *verified; /* a bit for each 512 bytes: the batch that begins there matches its checksum */
+};
+
+/* Maps `size` bytes of the file at `path`, which may lie beyond its end. */
+int sc_mapping_open(const char *path, int64_t size, sc_mapping **mapping, int64_t *file_size, sc_error *error);
+
+
+/* No two batches begin within 512 bytes: frame and header alone are 704. */
+bool sc_mapping_is_verified(const sc_mapping *mapping, int64_t position);
+void sc_mapping_set_verified(sc_mapping *mapping, int64_t position);
+
+#endif

@@ -1,0 +1,375 @@
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+void sc_partition_free(sc_partition *partition)
+{
+    if (partition == NULL)
+        return;
+    sc_writer_close(&partition->writer);
+    for (int64_t i = 0; i < partition->segment_count; i++)
+        sc_segment_release(partition->segments[i]);
+    free(partition->segments);
+    pthread_mutex_destroy(&partition->append_mutex);
+    pthread_mutex_destroy(&partition->list_mutex);
+    pthread_mutex_destroy(&partition->sync_mutex);
+    pthread_cond_destroy(&partition->synced);
+    free(partition);
+}
+
+int sc_partition_folder(const sc_partition *partition, char *folder, sc_error *error)
+{
+    int length = snprintf(folder, SC_PATH_MAX, "%s/%u", partition->topic->path, (unsigned)partition->number);
+    return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
+}
+
+/* ---- locks and the tail ------------------------------------------------------------------------------------ */
+
+int sc_partition_lock(sc_partition *partition, sc_error *error)
+{
+    pthread_mutex_lock(&partition->append_mutex);
+    int code = sc_state_lock(&partition->topic->state, partition->number, error);
+    if (code != SC_OK)
+        pthread_mutex_unlock(&partition->append_mutex);
+    return code;
+}
+
+void sc_partition_unlock(sc_partition *partition)
+{
+    sc_state_unlock(&partition->topic->state, partition->number);
+    pthread_mutex_unlock(&partition->append_mutex);
+}
+
+static int recover_and_publish(sc_partition *partition, sc_slot *slot, sc_tail *tail, sc_error *error)
+{
+    int code = sc_partition_lock(partition, error);
+    if (code != SC_OK)
+        return code;
+    if (!sc_slot_read(slot, tail)) { /* nobody else was faster */
+        code = sc_partition_recover(partition, true, tail, error);
+        if (code == SC_OK)
+            sc_slot_publish(slot, tail);
+    }
+    sc_partition_unlock(partition);
+    return code;
+}
+
+int sc_partition_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
+{
+    sc_state *state = &partition->topic->state;
+    sc_slot *slot = state->data == NULL ? NULL : sc_state_slot(state, partition->number);
+    if (slot != NULL && sc_state_is_live(state, partition->number) && sc_slot_read(slot, tail))
+        return SC_OK;
+    if (state->writable)
+        return recover_and_publish(partition, slot, tail, error);
+    return sc_partition_recover(partition, false, tail, error);
+}
+
+/* ---- the list of segments ---------------------------------------------------------------------------------- */
+
+typedef struct name_list {
+    int64_t *bases;
+    int64_t count, capacity;
+} name_list;
+
+static int take_name(void *context, const char *name)
+{
+    name_list *list = context;
+    int digits = 0;
+    while (digits < 20 && isdigit((unsigned char)name[digits]))
+        digits++;
+    if (digits != 20 || strcmp(name + 20, ".arrows") != 0)
+        return 0;
+    errno = 0;
+    long long base = strtoll(name, NULL, 10);
+    if (errno != 0)
+        return 0;
+    if (list->count == list->capacity) {
+        int64_t capacity = list->capacity == 0 ? 16 : list->capacity * 2;
+        int64_t *grown = realloc(list->bases, (size_t)capacity * sizeof *grown);
+        if (grown == NULL)
+            return -1;
+        list->bases = grown;
+        list->capacity = capacity;
+    }
+    list->bases[list->count++] = base;
+    return 0;
+}
+
+static int by_base(const void *left, const void *right)
+{
+    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+    return (a > b) - (a < b);
+}
+
+static sc_segment *known_segment(sc_partition *partition, int64_t base_offset)
+{
+    int64_t low = 0, high = partition->segment_count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (partition->segments[middle]->base_offset < base_offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < partition->segment_count && partition->segments[low]->base_offset == base_offset
+               ? partition->segments[low]
+               : NULL;
+}
+
+static int take_list(sc_partition *partition, const name_list *list, const char *folder, sc_error *error)
+{
+    sc_segment **segments = malloc((size_t)(list->count + 1) * sizeof *segments);
+    if (segments == NULL)
+        return sc_fail_memory(error);
+    for (int64_t i = 0; i < list->count; i++) {
+        sc_segment *segment = known_segment(partition, list->bases[i]);
+        if (segment != NULL)
+            sc_segment_retain(segment);
+        else if ((segment = sc_segment_new(folder, list->bases[i])) == NULL) {
+            while (i-- > 0)
+                sc_segment_release(segments[i]);
+            free(segments);
+            return sc_fail_memory(error);
+        }
+        segments[i] = segment;
+    }
+    for (int64_t i = 0; i < partition->segment_count; i++)
+        sc_segment_release(partition->segments[i]);
+    free(partition->segments);
+    partition->segments = segments;
+    partition->segment_count = list->count;
+    partition->listed = true;
+    return SC_OK;
+}
+
+static int list_locked(sc_partition *partition, sc_error *error)
+{
+    char folder[SC_PATH_MAX];
+    name_list list = {0};
+    int code = sc_partition_folder(partition, folder, error);
+    if (code == SC_OK && sc_os.list(folder, take_name, &list) != 0 && errno != ENOENT)
+        code = sc_fail_os(error, "cannot list a partition's segments", folder);
+    if (code == SC_OK) {
+        if (list.count > 0)
+            qsort(list.bases, (size_t)list.count, sizeof *list.bases, by_base);
+        code = take_list(partition, &list, folder, error);
+    }
+    free(list.bases);
+    return code;
+}
+
+int sc_partition_list(sc_partition *partition, sc_error *error)
+{
+    pthread_mutex_lock(&partition->list_mutex);
+    int code = list_locked(partition, error);
+    pthread_mutex_unlock(&partition->list_mutex);
+    return code;
+}
+
+int sc_partition_add_segment(sc_partition *partition, int64_t base_offset, sc_error *error)
+{
+    char folder[SC_PATH_MAX];
+    int code = sc_partition_folder(partition, folder, error);
+    if (code != SC_OK)
+        return code;
+    pthread_mutex_lock(&partition->list_mutex);
+    if (!partition->listed) {
+        code = list_locked(partition, error);
+    } else if (known_segment(partition, base_offset) == NULL) {
+        sc_segment **grown =
+            realloc(partition->segments, (size_t)(partition->segment_count + 1) * sizeof *partition->segments);
+        sc_segment *segment = grown == NULL ? NULL : sc_segment_new(folder, base_offset);
+        if (grown != NULL)
+            partition->segments = grown;
+        if (segment == NULL)
+            code = sc_fail_memory(error);
+        else
+            partition->segments[partition->segment_count++] = segment;
+    }
+    pthread_mutex_unlock(&partition->list_mutex);
+    return code;
+}
+
+int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
+                     sc_error *error)
+{
+    int64_t size = 0;
+    if (segment->base_offset == tail->segment_base) {
+        size = sc_topic_settings_read(partition->topic).segment_bytes;
+        size = size > tail->allocated ? size : tail->allocated;
+    }
+    return sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
+}
+
+void sc_partition_forget(sc_partition *partition, int64_t base_offset)
+{
+    pthread_mutex_lock(&partition->list_mutex);
+    int64_t kept = 0;
+    for (int64_t i = 0; i < partition->segment_count; i++) {
+        if (partition->segments[i]->base_offset == base_offset)
+            sc_segment_release(partition->segments[i]);
+        else
+            partition->segments[kept++] = partition->segments[i];
+    }
+    partition->segment_count = kept;
+    partition->listed = false;
+    pthread_mutex_unlock(&partition->list_mutex);
+}
+
+void sc_partition_drop_after(sc_partition *partition, int64_t count)
+{
+    pthread_mutex_lock(&partition->list_mutex);
+    while (partition->segment_count > count)
+        sc_segment_release(partition->segments[--partition->segment_count]);
+    pthread_mutex_unlock(&partition->list_mutex);
+}
+
+static bool list_is_current(const sc_partition *partition, const sc_tail *tail)
+{
+    if (!partition->listed)
+        return false;
+    if (tail->segment_base < 0)
+        return true;
+    return partition->segment_count > 0 &&
+           partition->segments[partition->segment_count - 1]->base_offset >= tail->segment_base;
+}
+
+int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_segment **out,
+                      int64_t *next_base, sc_error *error)
+{
+    int code = SC_OK;
+    *out = NULL;
+    *next_base = -1;
+    pthread_mutex_lock(&partition->list_mutex);
+    if (!list_is_current(partition, tail))
+        code = list_locked(partition, error);
+    int64_t low = 0, high = partition->segment_count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (partition->segments[middle]->base_offset <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (code == SC_OK && low > 0) {
+        *out = partition->segments[low - 1];
+        sc_segment_retain(*out);
+        if (low < partition->segment_count && (*out)->base_offset != tail->segment_base)
+            *next_base = partition->segments[low]->base_offset;
+    }
+    pthread_mutex_unlock(&partition->list_mutex);
+    return code;
+}
+
+/* ---- looking ----------------------------------------------------------------------------------------------- */
+
+static int segment_info(sc_partition *partition, const sc_tail *tail, sc_segment *segment, int64_t next_base,
+                        sc_segment_info *info, sc_error *error)
+{
+    sc_summary summary;
+    bool active = next_base < 0;
+    sc_topic *topic = partition->topic;
+    int code = sc_segment_summarize(segment, active ? tail->end_position : 0, atomic_load(&topic->layouts),
+                                    partition->number, active ? tail->end_offset : next_base,
+                                    topic->writable && !active, &summary, error);
+    if (code != SC_OK)
+        return code;
+    *info = (sc_segment_info){
+        .base_offset = segment->base_offset,
+        .end_offset = summary.end_offset,
+        .size_bytes = summary.size,
+        .count = summary.count,
+        .min_timestamp = summary.min_timestamp,
+        .max_timestamp = summary.max_timestamp,
+        .sealed = !active || tail->sealed,
+    };
+    snprintf(info->path, sizeof info->path, "%s", segment->path);
+    return SC_OK;
+}
+
+static int segment_inside(sc_partition *partition, int64_t n, sc_segment_info *info, sc_error *error)
+{
+    sc_tail tail;
+    sc_segment *segment;
+    int64_t next_base;
+    int code = sc_partition_tail(partition, &tail, error);
+    if (code == SC_OK)
+        code = sc_partition_find(partition, &tail, INT64_MAX, &segment, &next_base, error);
+    if (code != SC_OK)
+        return code;
+    sc_segment_release(segment);
+    pthread_mutex_lock(&partition->list_mutex);
+    bool found = n >= 0 && n < partition->segment_count;
+    int64_t base = found ? partition->segments[n]->base_offset : 0;
+    pthread_mutex_unlock(&partition->list_mutex);
+    if (!found || base > tail.segment_base)
+        return SC_END;
+    code = sc_partition_find(partition, &tail, base, &segment, &next_base, error);
+    if (code != SC_OK || segment == NULL)
+        return code != SC_OK ? code : SC_END;
+    code = segment_info(partition, &tail, segment, next_base, info, error);
+    sc_segment_release(segment);
+    return code;
+}
+
+int sc_partition_segment(sc_topic *topic, uint32_t number, int64_t n, sc_segment_info *info, sc_error *error)
+{
+    sc_partition *partition;
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK)
+        code = segment_inside(partition, n, info, error);
+    sc_topic_leave(topic);
+    return code;
+}
+
+/* The bytes of sealed segments are their files' sizes; of the active one, what is written. */
+static int measure(sc_partition *partition, const sc_tail *tail, int64_t *size, sc_error *error)
+{
+    *size = tail->segment_base < 0 ? 0 : tail->end_position;
+    for (int64_t offset = tail->start_offset; offset < tail->segment_base;) {
+        sc_segment *segment;
+        int64_t next_base;
+        sc_file_stat stat = {0};
+        int code = sc_partition_find(partition, tail, offset, &segment, &next_base, error);
+        if (code != SC_OK || segment == NULL)
+            return code;
+        int fd = sc_os.open(segment->path, SC_OPEN_READ);
+        if (fd >= 0) {
+            if (sc_os.stat(fd, &stat) == 0)
+                *size += stat.size;
+            sc_os.close(fd);
+        }
+        sc_segment_release(segment);
+        offset = next_base < 0 ? tail->segment_base : next_base;
+    }
+    return SC_OK;
+}
+
+int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_partition_info *info, sc_error *error)
+{
+    sc_partition *partition;
+    sc_tail tail;
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK)
+        code = sc_partition_tail(partition, &tail, error);
+    if (code == SC_OK) {
+        *info = (sc_partition_info){tail.start_offset, tail.end_offset, tail.durable_offset, -1};
+        if (with_size)
+            code = measure(partition, &tail, &info->size_bytes, error);
+    }
+    sc_topic_leave(topic);
+    return code;
+}

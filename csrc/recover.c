@@ -1,0 +1,378 @@
+/*
+ * Finding the end of a log in the log itself.
+ *
+ * Every batch header carries the partition's durable offset of its time. The last header's tells how far the log was
+ * surely on the drive, so only what lies behind that is read and checked: about a second of appends, whatever the
+ * log's length. Then, batch by batch:
+ *
+ *   good, and at the expected offset   it stays
+ *   zeros where a batch would begin    the log ends here: an append that was never finished has no opening
+ *   anything else                      damaged, and it depends on what follows
+ *
+ * When a good batch follows the damage and its durable offset lies beyond it, the damaged bytes had been synced: that is
+ * corruption, which stays where it is and is reported by who reads it. So it is when the machine has not gone down since
+ * they were written, for then the page cache had them whole. Else the machine lost power before they were
+ * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too.
+ *
+ * An append of several batches is flagged so that it is kept whole or not at all.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+typedef struct recovery {
+    sc_partition *partition;
+    bool repair;
+    sc_tail *tail;
+    sc_segment **segments; /* a snapshot, retained */
+    int64_t count;
+    sc_error *error;
+} recovery;
+
+/* A place in the log. */
+typedef struct place {
+    int64_t segment, position, offset;
+    bool in_append; /* the batch before this place belongs to an append that goes on */
+    int64_t append_position, append_offset;
+    bool sealed;
+    int64_t file_size;
+} place;
+
+static int64_t file_size_of(const sc_segment *segment)
+{
+    sc_file_stat stat = {0};
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    if (fd < 0)
+        return -1;
+    int64_t size = sc_os.stat(fd, &stat) == 0 ? stat.size : -1;
+    sc_os.close(fd);
+    return size;
+}
+
+/* ---- segments whose making a power loss interrupted --------------------------------------------------------- */
+
+static bool could_become(const sc_layout *layout, uint32_t partition, const uint8_t *found, int64_t size)
+{
+    uint8_t *wanted = malloc((size_t)layout->schema_message_size);
+    if (wanted == NULL)
+        return false;
+    sc_layout_schema_message(layout, partition, wanted);
+    bool could = true, whole = size >= layout->schema_message_size;
+    for (int64_t i = 0; could && i < layout->schema_message_size && i < size; i++) {
+        could = found[i] == wanted[i] || found[i] == 0;
+        whole = whole && found[i] == wanted[i];
+    }
+    free(wanted);
+    return could && !whole;
+}
+
+/* True when the file is empty, or holds a part of the schema message and zeros: it never had a record. */
+static bool is_unfinished(recovery *self, const sc_segment *segment)
+{
+    int64_t size = file_size_of(segment);
+    if (size <= 0)
+        return size == 0;
+    int64_t longest = 0;
+    const sc_layout *layouts = atomic_load(&self->partition->topic->layouts), *layout;
+    for (layout = layouts; layout != NULL; layout = layout->next)
+        longest = layout->schema_message_size > longest ? layout->schema_message_size : longest;
+    int64_t read = size < longest ? size : longest;
+    uint8_t *found = malloc((size_t)read + 1);
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    bool unfinished = false;
+    if (found != NULL && fd >= 0 && sc_os_read_whole(fd, found, (size_t)read, 0) == 0)
+        for (layout = layouts; layout != NULL && !unfinished; layout = layout->next)
+            unfinished = could_become(layout, self->partition->number, found, read);
+    if (fd >= 0)
+        sc_os.close(fd);
+    free(found);
+    return unfinished;
+}
+
+static int remove_segment(recovery *self, int64_t number)
+{
+    sc_segment *segment = self->segments[number];
+    if (self->repair && sc_os.unlink(segment->path) != 0 && errno != ENOENT)
+        return sc_fail_os(self->error, "cannot remove what a crash left", segment->path);
+    sc_segment_release(segment);
+    self->count = number;
+    sc_partition_drop_after(self->partition, number);
+    return SC_OK;
+}
+
+/* ---- how far the log was durable ---------------------------------------------------------------------------- */
+
+static int last_header_of(recovery *self, int64_t number, sc_header *header, bool *found)
+{
+    sc_segment *segment = self->segments[number];
+    sc_mapping *mapping;
+    sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
+    int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+    if (code != SC_OK)
+        return code;
+    int64_t end = file_size_of(segment), offset, unused = 0;
+    int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
+    for (;;) {
+        sc_look look = sc_segment_look(mapping, position, end, false, &unused);
+        if (look.state != SC_BATCH_GOOD)
+            break;
+        sc_segment_note(segment, look.header.base_offset, position);
+        *header = look.header;
+        *found = true;
+        position += look.header.total_size;
+    }
+    sc_mapping_release(mapping);
+    return SC_OK;
+}
+
+static int find_durable(recovery *self, int64_t *durable_offset)
+{
+    bool found = false;
+    sc_header header;
+    *durable_offset = self->segments[0]->base_offset;
+    for (int64_t i = self->count - 1; i >= 0 && !found; i--) {
+        int code = last_header_of(self, i, &header, &found);
+        if (code != SC_OK)
+            return code;
+    }
+    if (found && header.durable_offset > *durable_offset)
+        *durable_offset = header.durable_offset;
+    return SC_OK;
+}
+
+/* ---- judging damage ----------------------------------------------------------------------------------------- */
+
+/* The first good batch behind a place: in its segment, or in a later one. */
+static bool find_later(recovery *self, const place *at, const sc_mapping *mapping, int64_t *segment, int64_t *position,
+                       sc_header *header)
+{
+    *segment = at->segment;
+    *position = sc_segment_find_good(mapping, at->position, at->file_size, header);
+    while (*position < 0 && ++*segment < self->count) {
+        sc_mapping *next;
+        sc_error unused;
+        sc_tail as_sealed = {.segment_base = -1};
+        if (sc_partition_map(self->partition, self->segments[*segment], &as_sealed, &next, &unused) != SC_OK)
+            continue;
+        int64_t first = self->segments[*segment]->first_position, nothing = 0;
+        sc_look look = sc_segment_look(next, first, file_size_of(self->segments[*segment]), true, &nothing);
+        if (look.state == SC_BATCH_GOOD) {
+            *position = first;
+            *header = look.header;
+        }
+        sc_mapping_release(next);
+    }
+    return *position >= 0;
+}
+
+/* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later. */
+static bool is_lost(recovery *self, const place *at, const sc_look *look, const sc_header *later, bool later_segment)
+{
+    if (later->durable_offset > at->offset)
+        return false;
+    if (!self->partition->topic->state.same_boot)
+        return true;
+    /* the machine stayed up: only an append in flight may be missing, and it has no opening */
+    return look->state == SC_BATCH_NONE && !later_segment;
+}
+
+/* ---- walking ------------------------------------------------------------------------------------------------ */
+
+static void pass(place *at, const sc_header *header)
+{
+    if (!at->in_append) {
+        at->append_position = at->position;
+        at->append_offset = at->offset;
+    }
+    at->in_append = (header->flags & SC_FLAG_CONTINUED) != 0;
+    at->position += header->total_size;
+    at->offset = header->last_offset + 1;
+}
+
+/* Walks one segment from `at` to its end; *cut is set when the log ends here, whatever follows. */
+static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cut)
+{
+    sc_segment *segment = self->segments[at->segment];
+    bool last = at->segment == self->count - 1;
+    int64_t next_base = last ? INT64_MAX : self->segments[at->segment + 1]->base_offset, unused = 0;
+    for (;;) {
+        sc_look look = sc_segment_look(mapping, at->position, at->file_size, true, &unused);
+        if (look.unreadable)
+            return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset == at->offset) {
+            sc_segment_note(segment, at->offset, at->position);
+            pass(at, &look.header);
+            continue;
+        }
+        at->sealed = look.state == SC_BATCH_MARKER;
+        if (at->sealed && (last || at->offset == next_base))
+            return SC_OK;
+        if (!last && at->offset == next_base)
+            return SC_OK; /* the marker was lost, the records were not */
+        int64_t later_segment, later_position;
+        sc_header later;
+        if (!find_later(self, at, mapping, &later_segment, &later_position, &later)) {
+            *cut = true; /* a torn end */
+            return SC_OK;
+        }
+        if (is_lost(self, at, &look, &later, later_segment != at->segment)) {
+            *cut = true;
+            return SC_OK;
+        }
+        at->in_append = false;
+        if (later_segment != at->segment)
+            return SC_OK; /* damaged up to the end of this segment: readers will say so */
+        at->position = later_position;
+        at->offset = later.base_offset;
+    }
+}
+
+static int64_t segment_of(const recovery *self, int64_t offset)
+{
+    int64_t number = self->count - 1;
+    while (number > 0 && self->segments[number]->base_offset > offset)
+        number--;
+    return number;
+}
+
+static int walk(recovery *self, int64_t durable_offset, place *at)
+{
+    bool cut = false;
+    for (int64_t number = segment_of(self, durable_offset); number < self->count && !cut; number++) {
+        sc_segment *segment = self->segments[number];
+        sc_mapping *mapping;
+        sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
+        int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+        if (code != SC_OK)
+            return code;
+        *at = (place){.segment = number, .file_size = file_size_of(segment)};
+        at->position = sc_segment_seek(segment, mapping, durable_offset, at->file_size, &at->offset);
+        code = walk_segment(self, at, mapping, &cut);
+        sc_mapping_release(mapping);
+        if (code != SC_OK)
+            return code;
+    }
+    if (at->in_append) {
+        at->position = at->append_position;
+        at->offset = at->append_offset;
+        at->sealed = false;
+    }
+    return SC_OK;
+}
+
+/* ---- repair ------------------------------------------------------------------------------------------------- */
+
+struct zero_check {
+    const uint8_t *data;
+    int64_t size;
+    bool zero;
+};
+
+static void check_zero(void *context)
+{
+    struct zero_check *self = context;
+    uint8_t any = 0;
+    for (int64_t i = 0; i < self->size && any == 0; i += SC_PAGE)
+        for (int64_t k = i; k < i + SC_PAGE && k < self->size; k++)
+            any |= self->data[k];
+    self->zero = any == 0;
+}
+
+/* Makes everything behind the end of the log zero again: appends count on it. */
+static int clear_tail(recovery *self, const place *at)
+{
+    sc_segment *segment = self->segments[at->segment];
+    sc_mapping *mapping;
+    sc_tail as_active = {.segment_base = segment->base_offset};
+    int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+    if (code != SC_OK)
+        return code;
+    struct zero_check check = {mapping->data + at->position, at->file_size - at->position, true};
+    bool readable = check.size <= 0 || sc_os_read_mapped(check.data, (size_t)check.size, check_zero, &check);
+    if (!readable || !check.zero) {
+        int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
+        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0)
+            code = sc_fail_os(self->error, "cannot clear what a crash left", segment->path);
+        if (fd >= 0)
+            sc_os.close(fd);
+    }
+    sc_mapping_release(mapping);
+    return code;
+}
+
+static int settle(recovery *self, const place *at, int64_t durable_offset)
+{
+    int code = SC_OK;
+    while (code == SC_OK && self->count > at->segment + 1)
+        code = remove_segment(self, self->count - 1);
+    if (code == SC_OK && self->repair && !at->sealed)
+        code = clear_tail(self, at);
+    *self->tail = (sc_tail){
+        .start_offset = self->segments[0]->base_offset,
+        .end_offset = at->offset,
+        .durable_offset = durable_offset < at->offset ? durable_offset : at->offset,
+        .segment_base = self->segments[at->segment]->base_offset,
+        .end_position = at->position,
+        .allocated = at->file_size,
+        .created_ms = sc_os.now_ms(),
+        .sealed = at->sealed,
+        .schema_version = self->segments[at->segment]->layout->schema_version,
+    };
+    return code;
+}
+
+static int recover_listed(recovery *self)
+{
+    int64_t emptied_at = 0, durable_offset;
+    int code = SC_OK;
+    while (code == SC_OK && self->count > 0 && is_unfinished(self, self->segments[self->count - 1])) {
+        emptied_at = self->segments[self->count - 1]->base_offset;
+        code = remove_segment(self, self->count - 1);
+    }
+    if (code != SC_OK)
+        return code;
+    if (self->count == 0) {
+        *self->tail = (sc_tail){.start_offset = emptied_at, .end_offset = emptied_at, .durable_offset = emptied_at,
+                                .segment_base = -1};
+        return SC_OK;
+    }
+    place at = {0};
+    code = find_durable(self, &durable_offset);
+    if (code == SC_OK)
+        code = walk(self, durable_offset, &at);
+    return code == SC_OK ? settle(self, &at, durable_offset) : code;
+}
+
+static int take_snapshot(recovery *self)
+{
+    sc_partition *partition = self->partition;
+    pthread_mutex_lock(&partition->list_mutex);
+    self->segments = malloc((size_t)(partition->segment_count + 1) * sizeof *self->segments);
+    for (int64_t i = 0; self->segments != NULL && i < partition->segment_count; i++) {
+        self->segments[i] = partition->segments[i];
+        sc_segment_retain(self->segments[i]);
+        self->count = i + 1;
+    }
+    pthread_mutex_unlock(&partition->list_mutex);
+    return self->segments == NULL ? sc_fail_memory(self->error) : SC_OK;
+}
+
+int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error)
+{
+    recovery self = {.partition = partition, .repair = repair, .tail = tail, .error = error};
+    int code = sc_partition_list(partition, error);
+    if (code == SC_OK)
+        code = take_snapshot(&self);
+    if (code == SC_OK)
+        code = recover_listed(&self);
+    for (int64_t i = 0; i < self.count; i++)
+        sc_segment_release(self.segments[i]);
+    free(self.segments);
+    if (code == SC_OK && repair && tail->durable_offset < tail->end_offset)
+        atomic_store(&partition->unflushed, true);
+    return code;
+}

@@ -1,0 +1,360 @@
+/*
+ * A bounded read. The scan stands on a message of a segment and moves forward; nothing is opened before it is needed, and
+ * segments whose summary shows that they hold no wanted time are not opened at all.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "tally.h"
+#include "topic.h"
+
+struct sc_scan {
+    sc_topic *topic;
+    sc_range *ranges;
+    sc_scan_options options;
+    sc_tally *tally;
+    int64_t verified; /* bytes, not in the tally yet */
+    int64_t left; /* rows until the limit; -1: no limit */
+
+    int64_t range; /* the one that we read; range_count: the end */
+    sc_partition *partition;
+    sc_tail tail;
+    int64_t offset; /* the next wanted record */
+    bool retried;   /* the segment object was thrown away once for this offset */
+
+    sc_segment *segment; /* NULL: find it */
+    sc_mapping *mapping;
+    int64_t next_base, position, end_position;
+    int64_t chain_offset; /* the offset that the batch at `position` must begin with */
+};
+
+int sc_scan_open(sc_topic *topic, const sc_scan_options *options, sc_scan **out, sc_error *error)
+{
+    sc_scan *scan = calloc(1, sizeof *scan);
+    sc_range *ranges = calloc((size_t)options->range_count + 1, sizeof *ranges);
+    sc_tally *tally = sc_tally_new();
+    if (scan == NULL || ranges == NULL || tally == NULL) {
+        sc_tally_release(tally);
+        free(scan);
+        free(ranges);
+        return sc_fail_memory(error);
+    }
+    if (options->range_count > 0)
+        memcpy(ranges, options->ranges, (size_t)options->range_count * sizeof *ranges);
+    scan->topic = topic;
+    scan->ranges = ranges;
+    scan->tally = tally;
+    scan->options = *options;
+    scan->options.ranges = ranges;
+    scan->left = options->limit;
+    scan->range = -1;
+    atomic_fetch_add(&topic->references, 1);
+    *out = scan;
+    return SC_OK;
+}
+
+static void leave_segment(sc_scan *scan)
+{
+    sc_mapping_release(scan->mapping);
+    sc_segment_release(scan->segment);
+    scan->mapping = NULL;
+    scan->segment = NULL;
+}
+
+void sc_scan_free(sc_scan *scan)
+{
+    if (scan == NULL)
+        return;
+    leave_segment(scan);
+    sc_topic_free(scan->topic);
+    sc_tally_release(scan->tally);
+    free(scan->ranges);
+    free(scan);
+}
+
+sc_tally *sc_scan_tally(sc_scan *scan)
+{
+    atomic_fetch_add(&scan->tally->references, 1);
+    return scan->tally;
+}
+
+/* ---- damage ------------------------------------------------------------------------------------------------- */
+
+/* The error for a break in the chain, with where the readable rest begins. */
+static int fail_here(sc_scan *scan, sc_look look, sc_error *error)
+{
+    sc_header later;
+    const sc_range *range = &scan->ranges[scan->range];
+    if (look.state != SC_BATCH_BAD)
+        look.why = "records are missing here";
+    int code = sc_segment_fail(scan->segment, &look, scan->offset, scan->position, error);
+    int64_t found = look.unreadable ? -1 : sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
+    int64_t next = found >= 0 ? later.base_offset : scan->next_base;
+    size_t used = strlen(error->message);
+    if (next > scan->offset && next < range->end_offset)
+        snprintf(error->message + used, sizeof error->message - used, "; the next readable record has offset %lld",
+                 (long long)next);
+    return code;
+}
+
+/* ---- moving ------------------------------------------------------------------------------------------------- */
+
+static int next_range(sc_scan *scan, sc_error *error)
+{
+    while (++scan->range < scan->options.range_count) {
+        const sc_range *range = &scan->ranges[scan->range];
+        if (range->start_offset >= range->end_offset)
+            continue;
+        int code = sc_topic_partition(scan->topic, range->partition, &scan->partition, error);
+        if (code == SC_OK)
+            code = sc_partition_tail(scan->partition, &scan->tail, error);
+        if (code != SC_OK)
+            return code;
+        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset)
+            return sc_fail(error, SC_RANGE, "offsets %lld to %lld: partition %u has %lld to %lld",
+                           (long long)range->start_offset, (long long)range->end_offset, (unsigned)range->partition,
+                           (long long)scan->tail.start_offset, (long long)scan->tail.end_offset);
+        scan->offset = range->start_offset;
+        return SC_OK;
+    }
+    return SC_END;
+}
+
+static bool is_time_bounded(const sc_scan *scan)
+{
+    return scan->options.min_timestamp != INT64_MIN || scan->options.max_timestamp != INT64_MAX;
+}
+
+/* True when a sealed segment's summary shows that none of its records is wanted. */
+static bool can_skip(sc_scan *scan)
+{
+    sc_summary summary;
+    sc_error unused;
+    if (!is_time_bounded(scan) || scan->next_base < 0)
+        return false;
+    if (sc_segment_summarize(scan->segment, 0, atomic_load(&scan->topic->layouts), scan->partition->number,
+                             scan->next_base, scan->topic->writable, &summary, &unused) != SC_OK)
+        return false;
+    return summary.max_timestamp < scan->options.min_timestamp || summary.min_timestamp > scan->options.max_timestamp;
+}
+
+static int enter_segment(sc_scan *scan, sc_error *error)
+{
+    int code = sc_partition_find(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base, error);
+    if (code != SC_OK)
+        return code;
+    if (scan->segment == NULL)
+        return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)scan->partition->number,
+                       (long long)scan->offset);
+    if (can_skip(scan)) {
+        scan->offset = scan->next_base;
+        leave_segment(scan);
+        return SC_OK;
+    }
+    code = sc_partition_map(scan->partition, scan->segment, &scan->tail, &scan->mapping, error);
+    if (code != SC_OK) {
+        error->offset = scan->offset;
+        leave_segment(scan);
+        return code;
+    }
+    bool active = scan->segment->base_offset == scan->tail.segment_base;
+    scan->end_position = active ? scan->tail.end_position : scan->mapping->size;
+    scan->position = sc_segment_seek(scan->segment, scan->mapping, scan->offset, scan->end_position, &scan->chain_offset);
+    sc_tally_add(&scan->tally->segments, 1);
+    return SC_OK;
+}
+
+/* The segment's batches are over. Behind them the next segment must go on with the next offset. */
+static int finish_segment(sc_scan *scan, const sc_look *look, sc_error *error)
+{
+    const sc_range *range = &scan->ranges[scan->range];
+    int64_t must_reach = scan->next_base >= 0 ? scan->next_base : range->end_offset;
+    if (scan->chain_offset >= must_reach) {
+        leave_segment(scan);
+        return SC_OK;
+    }
+    if (!scan->retried) { /* another process may have put a new file in the place of the one that we have mapped */
+        scan->retried = true;
+        sc_partition_forget(scan->partition, scan->segment->base_offset);
+        leave_segment(scan);
+        return SC_OK;
+    }
+    return fail_here(scan, *look, error);
+}
+
+/* A damaged place before the first wanted record is stepped over: who asks for what lies behind it shall get it. */
+static int step_over_damage(sc_scan *scan, const sc_look *look, sc_error *error)
+{
+    sc_header later;
+    if (scan->chain_offset < scan->offset && !look->unreadable) {
+        int64_t found = sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
+        if (found >= 0 && later.base_offset <= scan->offset) {
+            scan->position = found;
+            scan->chain_offset = later.base_offset;
+            return SC_OK;
+        }
+    }
+    return fail_here(scan, *look, error);
+}
+
+static void fill(const sc_scan *scan, const sc_header *header, int64_t position, sc_batch *batch)
+{
+    *batch = (sc_batch){
+        .message = scan->mapping->data + position,
+        .message_size = header->total_size,
+        .position = position,
+        .base_offset = header->base_offset,
+        .last_offset = header->last_offset,
+        .record_count = header->record_count,
+        .row_count = header->record_count,
+        .min_timestamp = header->min_timestamp,
+        .max_timestamp = header->max_timestamp,
+        .partition = scan->partition->number,
+        .schema_version = header->schema_version,
+        .flags = header->flags,
+        .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
+        .has_headers = (header->flags & SC_FLAG_HAS_HEADERS) != 0,
+        .layout = scan->segment->layout,
+        .mapping = scan->mapping,
+    };
+}
+
+/* The rows of a batch that lie in the range. Offsets of a batch are dense: row i has offset base + i. */
+static void clip(const sc_scan *scan, int64_t from_offset, sc_batch *batch)
+{
+    const sc_range *range = &scan->ranges[scan->range];
+    int64_t end = range->end_offset < batch->last_offset + 1 ? range->end_offset : batch->last_offset + 1;
+    batch->first_row = from_offset - batch->base_offset;
+    batch->row_count = end - from_offset;
+    if (scan->left >= 0 && batch->row_count > scan->left)
+        batch->row_count = scan->left;
+}
+
+static bool is_wanted(const sc_scan *scan, const sc_header *header)
+{
+    return (header->flags & SC_FLAG_CONTROL) == 0 && header->record_count > 0 &&
+           header->max_timestamp >= scan->options.min_timestamp && header->min_timestamp <= scan->options.max_timestamp;
+}
+
+/* Looks at the message that the scan stands on. *found is set when `batch` was filled. */
+static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
+{
+    sc_look look = sc_segment_look(scan->mapping, scan->position, scan->end_position, false, &scan->verified);
+    if (look.state == SC_BATCH_NONE || look.state == SC_BATCH_MARKER)
+        return finish_segment(scan, &look, error);
+    if (look.state == SC_BATCH_GOOD && look.header.base_offset != scan->chain_offset) {
+        look.state = SC_BATCH_BAD;
+        look.why = "a batch does not follow the one before it";
+    }
+    if (look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header) &&
+        scan->options.verify)
+        look = sc_segment_look(scan->mapping, scan->position, scan->end_position, true, &scan->verified);
+    if (look.state != SC_BATCH_GOOD)
+        return step_over_damage(scan, &look, error);
+    int64_t position = scan->position, from_offset = scan->offset;
+    sc_segment_note(scan->segment, look.header.base_offset, position);
+    scan->position += look.header.total_size;
+    scan->chain_offset = look.header.last_offset + 1;
+    if (look.header.last_offset < from_offset)
+        return SC_OK;
+    scan->offset = scan->chain_offset;
+    scan->retried = false;
+    if (!is_wanted(scan, &look.header))
+        return SC_OK;
+    fill(scan, &look.header, position, batch);
+    clip(scan, from_offset, batch);
+    *found = true;
+    return SC_OK;
+}
+
+static int move(sc_scan *scan, sc_batch *batch, sc_error *error)
+{
+    bool found = false;
+    while (!found) {
+        int code = SC_OK;
+        bool in_range = scan->range >= 0 && scan->range < scan->options.range_count;
+        if (scan->left == 0)
+            return SC_END;
+        if (!in_range || scan->offset >= scan->ranges[scan->range].end_offset) {
+            leave_segment(scan);
+            code = scan->range < scan->options.range_count ? next_range(scan, error) : SC_END;
+        } else if (scan->segment == NULL) {
+            code = enter_segment(scan, error);
+        } else {
+            code = step(scan, batch, &found, error);
+        }
+        if (code != SC_OK)
+            return code;
+    }
+    sc_tally_add(&scan->tally->batches, 1);
+    sc_tally_add(&scan->tally->rows, batch->row_count);
+    sc_tally_add(&scan->tally->bytes_verified, scan->verified);
+    scan->verified = 0;
+    if (scan->left > 0)
+        scan->left -= batch->row_count;
+    return SC_OK;
+}
+
+int sc_scan_next(sc_scan *scan, sc_batch *batch, sc_error *error)
+{
+    int code = sc_topic_enter(scan->topic, error);
+    if (code != SC_OK)
+        return code;
+    code = move(scan, batch, error);
+    sc_topic_leave(scan->topic);
+    return code;
+}
+
+/* ---- counting ----------------------------------------------------------------------------------------------- */
+
+/* Counts a whole sealed segment from its summary, when all of it is wanted. */
+static bool count_segment(sc_scan *scan, int64_t *count)
+{
+    const sc_range *range = &scan->ranges[scan->range];
+    sc_summary summary;
+    sc_error unused;
+    int64_t next_base;
+    sc_segment *segment;
+    if (is_time_bounded(scan) || scan->left >= 0 || scan->segment != NULL ||
+        sc_partition_find(scan->partition, &scan->tail, scan->offset, &segment, &next_base, &unused) != SC_OK)
+        return false;
+    bool whole = segment != NULL && next_base >= 0 && next_base <= range->end_offset &&
+                 segment->base_offset == scan->offset &&
+                 sc_segment_summarize(segment, 0, atomic_load(&scan->topic->layouts), scan->partition->number, next_base,
+                                      scan->topic->writable, &summary, &unused) == SC_OK;
+    sc_segment_release(segment);
+    if (whole) {
+        *count += summary.count;
+        scan->offset = next_base;
+    }
+    return whole;
+}
+
+static int count_inside(sc_scan *scan, int64_t *count, sc_error *error)
+{
+    sc_batch batch;
+    scan->options.verify = false;
+    for (;;) {
+        bool in_range = scan->range >= 0 && scan->range < scan->options.range_count;
+        if (in_range && scan->offset < scan->ranges[scan->range].end_offset && count_segment(scan, count))
+            continue;
+        int code = move(scan, &batch, error);
+        if (code != SC_OK)
+            return code == SC_END ? SC_OK : code;
+        *count += batch.row_count;
+    }
+}
+
+int sc_scan_count(sc_scan *scan, int64_t *count, sc_error *error)
+{
+    int code = sc_topic_enter(scan->topic, error);
+    if (code != SC_OK)
+        return code;
+    *count = 0;
+    code = count_inside(scan, count, error);
+    sc_topic_leave(scan->topic);
+    return code;
+}

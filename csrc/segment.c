@@ -1,0 +1,256 @@
+#include "segment.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+
+sc_segment *sc_segment_new(const char *folder, int64_t base_offset)
+{
+    sc_segment *segment = calloc(1, sizeof *segment);
+    if (segment == NULL)
+        return NULL;
+    size_t size = strlen(folder) + sizeof "/00000000000000000000.arrows";
+    segment->path = malloc(size);
+    if (segment->path == NULL) {
+        free(segment);
+        return NULL;
+    }
+    snprintf(segment->path, size, "%s/%020lld.arrows", folder, (long long)base_offset);
+    segment->base_offset = base_offset;
+    atomic_init(&segment->references, 1);
+    pthread_mutex_init(&segment->mutex, NULL);
+    return segment;
+}
+
+void sc_segment_retain(sc_segment *segment)
+{
+    atomic_fetch_add_explicit(&segment->references, 1, memory_order_relaxed);
+}
+
+void sc_segment_release(sc_segment *segment)
+{
+    if (segment == NULL || atomic_fetch_sub_explicit(&segment->references, 1, memory_order_acq_rel) != 1)
+        return;
+    sc_mapping_release(segment->mapping);
+    pthread_mutex_destroy(&segment->mutex);
+    free(segment->entries);
+    free(segment->path);
+    free(segment);
+}
+
+/* ---- mapping ----------------------------------------------------------------------------------------------- */
+
+struct recognition {
+    const sc_mapping *mapping;
+    int64_t file_size;
+    const sc_layout *layouts, *found;
+    uint32_t partition;
+};
+
+static bool is_message_of(const struct recognition *self, const sc_layout *layout)
+{
+    char digits[11];
+    int64_t size = layout->schema_message_size, at = layout->partition_digits_at;
+    const uint8_t *data = self->mapping->data;
+    snprintf(digits, sizeof digits, "%010u", (unsigned)self->partition);
+    return size <= self->file_size && memcmp(data, layout->schema_message, (size_t)at) == 0 &&
+           memcmp(data + at, digits, 10) == 0 &&
+           memcmp(data + at + 10, layout->schema_message + at + 10, (size_t)(size - at - 10)) == 0;
+}
+
+static void recognize(void *context)
+{
+    struct recognition *self = context;
+    for (const sc_layout *layout = self->layouts; layout != NULL && self->found == NULL; layout = layout->next)
+        if (is_message_of(self, layout))
+            self->found = layout;
+}
+
+static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition, sc_error *error)
+{
+    sc_mapping *mapping;
+    int64_t file_size;
+    int code = sc_mapping_open(segment->path, size, &mapping, &file_size, error);
+    if (code != SC_OK)
+        return code;
+    struct recognition self = {.mapping = mapping, .file_size = file_size, .layouts = layouts, .partition = partition};
+    bool readable = mapping->size == 0 || sc_os_read_mapped(mapping->data, (size_t)mapping->size, recognize, &self);
+    if (!readable || self.found == NULL) {
+        sc_mapping_release(mapping);
+        return sc_fail_at(error, readable ? SC_FORMAT : SC_CORRUPT, segment->path, segment->base_offset, 0,
+                          readable ? "the segment does not begin with a schema of this topic"
+                                   : "the segment cannot be read");
+    }
+    sc_mapping_release(segment->mapping);
+    segment->mapping = mapping;
+    segment->file_size = file_size;
+    segment->layout = self.found;
+    segment->first_position = self.found->schema_message_size;
+    return SC_OK;
+}
+
+int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
+                   sc_mapping **mapping, sc_error *error)
+{
+    pthread_mutex_lock(&segment->mutex);
+    int code = SC_OK;
+    if (segment->mapping == NULL || segment->mapping->size < size)
+        code = map_file(segment, size, layouts, partition, error);
+    if (code == SC_OK) {
+        sc_mapping_retain(segment->mapping);
+        *mapping = segment->mapping;
+    }
+    pthread_mutex_unlock(&segment->mutex);
+    return code;
+}
+
+/* ---- looking at batches ------------------------------------------------------------------------------------ */
+
+struct inspection {
+    sc_look look;
+    const uint8_t *data;
+    int64_t available;
+    bool verify;
+};
+
+static void inspect(void *context)
+{
+    struct inspection *self = context;
+    self->look.state = sc_batch_look(self->data, self->available, &self->look.header, &self->look.why);
+    if (self->look.state == SC_BATCH_GOOD && self->verify &&
+        sc_batch_checksum(self->data, &self->look.header) != self->look.header.body_crc) {
+        self->look.state = SC_BATCH_BAD;
+        self->look.why = "the batch does not match its checksum";
+    }
+}
+
+sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified)
+{
+    end = end < mapping->size ? end : mapping->size;
+    struct inspection self = {
+        .look = {.state = SC_BATCH_NONE, .why = "the file ends here"},
+        .data = mapping->data + position,
+        .available = end - position,
+        .verify = verify && position < mapping->size && !sc_mapping_is_verified(mapping, position),
+    };
+    if (position >= end)
+        return self.look;
+    if (!sc_os_read_mapped(self.data, (size_t)(mapping->size - position), inspect, &self)) {
+        self.look.state = SC_BATCH_BAD;
+        self.look.why = "the file cannot be read here (input/output error, or it was cut short)";
+        self.look.unreadable = true;
+        return self.look;
+    }
+    if (self.verify && self.look.state == SC_BATCH_GOOD) {
+        sc_mapping_set_verified(mapping, position);
+        *bytes_verified += self.look.header.total_size;
+    }
+    return self.look;
+}
+
+struct search {
+    const uint8_t *data;
+    int64_t position, end;
+    sc_header header;
+    bool found;
+};
+
+static void search_good(void *context)
+{
+    struct search *self = context;
+    const char *why;
+    for (; self->position < self->end; self->position += SC_ALIGNMENT) {
+        const uint8_t *at = self->data + self->position;
+        uint32_t opening;
+        memcpy(&opening, at, sizeof opening);
+        if (opening != SC_CONTINUATION)
+            continue;
+        if (sc_batch_look(at, self->end - self->position, &self->header, &why) == SC_BATCH_GOOD &&
+            sc_batch_checksum(at, &self->header) == self->header.body_crc) {
+            self->found = true;
+            return;
+        }
+    }
+}
+
+int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header)
+{
+    end = end < mapping->size ? end : mapping->size;
+    struct search self = {.data = mapping->data, .position = sc_align(position + 1), .end = end};
+    if (self.position >= end || !sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_good, &self))
+        return -1;
+    *header = self.header;
+    return self.found ? self.position : -1;
+}
+
+int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error)
+{
+    sc_fail_at(error, SC_CORRUPT, segment->path, offset, position, look->why);
+    if (look->unreadable) {
+        error->code = SC_OS;
+        error->number = 5; /* EIO */
+    }
+    return error->code;
+}
+
+/* ---- seeking ----------------------------------------------------------------------------------------------- */
+
+void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position)
+{
+    pthread_mutex_lock(&segment->mutex);
+    int64_t count = segment->entry_count;
+    bool far = count == 0 || position >= segment->entries[count - 1].position + SC_INDEX_SPACING;
+    if (far && count == segment->entry_capacity) {
+        int64_t capacity = count == 0 ? 16 : count * 2;
+        sc_index_entry *grown = realloc(segment->entries, (size_t)capacity * sizeof *grown);
+        far = grown != NULL;
+        if (far) {
+            segment->entries = grown;
+            segment->entry_capacity = capacity;
+        }
+    }
+    if (far)
+        segment->entries[segment->entry_count++] = (sc_index_entry){offset, position};
+    pthread_mutex_unlock(&segment->mutex);
+}
+
+static sc_index_entry nearest_entry(sc_segment *segment, int64_t offset, int64_t end)
+{
+    sc_index_entry found = {segment->base_offset, segment->first_position};
+    pthread_mutex_lock(&segment->mutex);
+    sc_index_load(segment);
+    int64_t low = 0, high = segment->entry_count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (segment->entries[middle].offset <= offset && segment->entries[middle].position < end)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low > 0)
+        found = segment->entries[low - 1];
+    pthread_mutex_unlock(&segment->mutex);
+    return found;
+}
+
+int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end,
+                        int64_t *batch_offset)
+{
+    int64_t unused = 0;
+    sc_index_entry entry = nearest_entry(segment, offset, end);
+    if (entry.position > segment->first_position && entry.position % SC_ALIGNMENT == 0) {
+        sc_look look = sc_segment_look(mapping, entry.position, end, false, &unused);
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset == entry.offset) {
+            *batch_offset = entry.offset;
+            return entry.position;
+        }
+        pthread_mutex_lock(&segment->mutex);
+        segment->entry_count = segment->saved_entries = 0; /* the index lies: do without it */
+        pthread_mutex_unlock(&segment->mutex);
+    }
+    *batch_offset = segment->base_offset;
+    return segment->first_position;
+}

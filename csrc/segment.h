@@ -1,0 +1,85 @@
+/*
+ * One segment: a file `<base offset, 20 digits>.arrows`, mapped for reading when first needed. Internal.
+ *
+ * A sc_segment is shared by the partition's list and the scans that stand on it, by reference count. What it learns
+ * (index entries, verified batches, a summary) it keeps behind its own mutex.
+ */
+#ifndef STREAMCORE_SEGMENT_H
+#define STREAMCORE_SEGMENT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "batch.h"
+#include "mapping.h"
+
+enum { SC_PAGE = 4096, SC_INDEX_SPACING = 64 * 1024 };
+
+typedef struct sc_index_entry {
+    int64_t offset; /* the base offset of the batch at `position` */
+    int64_t position;
+} sc_index_entry;
+
+typedef struct sc_summary {
+    int64_t end_offset, size, count, min_timestamp, max_timestamp;
+} sc_summary;
+
+typedef struct sc_segment {
+    atomic_long references;
+    int64_t base_offset;
+    char *path;
+    pthread_mutex_t mutex;
+    sc_mapping *mapping; /* NULL until used */
+    int64_t file_size;   /* when it was mapped */
+    const sc_layout *layout;
+    int64_t first_position; /* of the first batch */
+    sc_index_entry *entries;
+    int64_t entry_count, entry_capacity, saved_entries;
+    bool index_loaded, has_summary;
+    sc_summary summary; /* of a sealed segment */
+} sc_segment;
+
+sc_segment *sc_segment_new(const char *folder, int64_t base_offset);
+void sc_segment_retain(sc_segment *segment);
+void sc_segment_release(sc_segment *segment);
+
+/* Maps at least `size` bytes of the file and recognises its schema among `layouts`. SC_FORMAT: not one of them. The
+ * mapping is retained for the caller. */
+int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
+                   sc_mapping **mapping, sc_error *error);
+
+/* What a look at one message gives, the file's read errors included. */
+typedef struct sc_look {
+    enum sc_batch_state state;
+    sc_header header;
+    const char *why;
+    bool unreadable; /* the file could not be read there */
+} sc_look;
+
+/* Looks at the message at `position`, no further than `end`; with `verify` at its body too, once per process. */
+sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified);
+/* The position of the next good batch behind `position` with a sound body; -1: there is none. */
+int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header);
+/* A corrupt or unreadable place as an error. */
+int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error);
+
+/* Where to begin to look for `offset`: a batch at or before it. */
+int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end,
+                        int64_t *batch_offset);
+/* Remembers where a batch lies, when no batch near it is remembered. */
+void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position);
+
+/* ---- index.c: the `.index` file, a hint ---- */
+
+/* Reads the file once, and keeps what its checksums vouch for. The caller holds the mutex. */
+void sc_index_load(sc_segment *segment);
+/* Appends the entries that are below `end_position` and not saved yet. A failure costs only time later. */
+void sc_index_save(sc_segment *segment, int64_t end_position);
+/* Writes the whole index of a sealed segment, with its summary. */
+void sc_index_seal(sc_segment *segment, const sc_summary *summary);
+/* The summary of a segment of at least `size` bytes: from the index of a sealed one, or from the batch headers.
+ * `writable`: also mend the index. */
+int sc_segment_summarize(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
+                         int64_t end_offset, bool writable, sc_summary *summary, sc_error *error);
+
+#endif

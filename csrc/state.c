@@ -1,0 +1,183 @@
+#include "state.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+
+enum { LOCK_OPEN = 0, LOCK_PARTITION = 1 << 20, PAGE = 4096 };
+static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
+
+static int64_t size_for(uint32_t partitions)
+{
+    int64_t size = (int64_t)sizeof(sc_state_header) + (int64_t)sizeof(sc_slot) * partitions;
+    return (size + PAGE - 1) / PAGE * PAGE;
+}
+
+static int map_state(sc_state *state, sc_error *error)
+{
+    state->mapped = size_for(SC_PARTITIONS_MAX); /* beyond the end of the file: partitions may be added */
+    state->data = sc_os.map(state->fd, (size_t)state->mapped, state->writable);
+    return state->data == NULL ? sc_fail_os(error, "cannot map the state of a topic", state->path) : SC_OK;
+}
+
+int sc_state_grow(sc_state *state, uint32_t partitions, sc_error *error)
+{
+    int64_t size = size_for(partitions);
+    if (!state->writable || size <= state->allocated)
+        return SC_OK;
+    if (sc_os.allocate(state->fd, 0, size) != 0)
+        return sc_fail_os(error, "cannot make room for the state of a topic", state->path);
+    state->allocated = size;
+    return SC_OK;
+}
+
+/* We are alone: nothing in the file counts but the boot id. */
+static void wipe(sc_state *state, bool existed, uint32_t generation)
+{
+    uint8_t boot_id[16];
+    sc_os_boot_id(boot_id);
+    sc_state_header *header = sc_state_header_of(state);
+    bool known = memcmp(header->magic, state_magic, sizeof state_magic) == 0;
+    state->same_boot = !existed || (known && memcmp(header->boot_id, boot_id, sizeof boot_id) == 0);
+    memset(state->data, 0, (size_t)state->allocated);
+    memcpy(header->boot_id, boot_id, sizeof boot_id);
+    memcpy(header->magic, state_magic, sizeof state_magic);
+    atomic_store(&header->generation, generation);
+}
+
+static int open_writable(sc_state *state, uint32_t partitions, uint32_t generation, sc_error *error)
+{
+    sc_file_stat stat;
+    if (!(state->guarded = sc_os_guard_descriptor(state->fd)))
+        return sc_fail(error, SC_INVALID, "too many topics are open in one process");
+    int locked = sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_EXCLUSIVE, false);
+    if (locked != 0 && errno != EAGAIN && errno != EACCES)
+        return sc_fail_os(error, "cannot lock a topic", state->path);
+    if (locked != 0 && sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_SHARED, true) != 0)
+        return sc_fail_os(error, "cannot lock a topic", state->path);
+    if (sc_os.stat(state->fd, &stat) != 0)
+        return sc_fail_os(error, "cannot look at the state of a topic", state->path);
+    int code = sc_state_grow(state, partitions, error);
+    if (code == SC_OK)
+        code = map_state(state, error);
+    if (code != SC_OK || locked != 0)
+        return code;
+    wipe(state, stat.size > 0, generation);
+    if (sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_SHARED, true) != 0)
+        return sc_fail_os(error, "cannot lock a topic", state->path);
+    return SC_OK;
+}
+
+static int open_read_only(sc_state *state, sc_error *error)
+{
+    sc_file_stat stat;
+    uint8_t boot_id[16];
+    if (sc_os.stat(state->fd, &stat) != 0)
+        return sc_fail_os(error, "cannot look at the state of a topic", state->path);
+    int code = map_state(state, error);
+    if (code != SC_OK || stat.size < (int64_t)sizeof(sc_state_header))
+        return code;
+    sc_os_boot_id(boot_id);
+    state->same_boot = memcmp(sc_state_header_of(state)->boot_id, boot_id, sizeof boot_id) == 0;
+    return SC_OK;
+}
+
+int sc_state_open(sc_state *state, const char *folder, bool writable, uint32_t partitions, uint32_t generation,
+                  sc_error *error)
+{
+    *state = (sc_state){.fd = -1, .writable = writable, .same_boot = true};
+    if (snprintf(state->path, sizeof state->path, "%s/state", folder) >= (int)sizeof state->path)
+        return sc_fail(error, SC_INVALID, "the path of the store is too long");
+    state->fd = sc_os.open(state->path, writable ? SC_OPEN_CREATE_OR_WRITE : SC_OPEN_READ);
+    if (state->fd < 0 && !writable && (errno == ENOENT || errno == EACCES))
+        return SC_OK; /* a reader does without */
+    if (state->fd < 0)
+        return sc_fail_os(error, "cannot open the state of a topic", state->path);
+    int code = writable ? open_writable(state, partitions, generation, error) : open_read_only(state, error);
+    if (code != SC_OK)
+        sc_state_close(state, false);
+    return code;
+}
+
+void sc_state_unlock_all(sc_state *state, bool forked)
+{
+    if (state->fd < 0)
+        return;
+    if (!forked) { /* in a forked child the descriptor was closed at the fork */
+        if (state->guarded)
+            sc_os_unguard_descriptor(state->fd);
+        sc_os.close(state->fd);
+    }
+    state->fd = -1;
+}
+
+void sc_state_close(sc_state *state, bool forked)
+{
+    if (state->data != NULL)
+        sc_os.unmap(state->data, (size_t)state->mapped);
+    state->data = NULL;
+    sc_state_unlock_all(state, forked && state->guarded);
+}
+
+bool sc_state_is_live(const sc_state *state, uint32_t partition)
+{
+    if (state->writable)
+        return true;
+    sc_file_stat stat;
+    return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == 1 &&
+           sc_os.stat(state->fd, &stat) == 0 && stat.size >= size_for(partition + 1);
+}
+
+int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error)
+{
+    if (sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_EXCLUSIVE, true) != 0)
+        return sc_fail_os(error, "cannot lock a partition", state->path);
+    return SC_OK;
+}
+
+void sc_state_unlock(sc_state *state, uint32_t partition)
+{
+    int result = sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_NONE, false);
+    assert(result == 0);
+    (void)result;
+}
+
+bool sc_slot_read(sc_slot *slot, sc_tail *tail)
+{
+    int64_t words[SC_TAIL_WORDS];
+    for (;;) {
+        uint32_t version = atomic_load_explicit(&slot->version, memory_order_acquire);
+        if (version == 0)
+            return false;
+        for (int i = 0; i < SC_TAIL_WORDS; i++)
+            words[i] = atomic_load_explicit(&slot->tails[version % 2][i], memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+        if (atomic_load_explicit(&slot->version, memory_order_relaxed) == version)
+            break;
+    }
+    memcpy(tail, words, sizeof *tail);
+    return true;
+}
+
+void sc_slot_publish(sc_slot *slot, const sc_tail *tail)
+{
+    int64_t words[SC_TAIL_WORDS];
+    memcpy(words, tail, sizeof words);
+    uint32_t version = atomic_load_explicit(&slot->version, memory_order_relaxed) + 1;
+    if (version == 0)
+        version = 2;
+    atomic_thread_fence(memory_order_release); /* who sees a store below also sees the version before it */
+    for (int i = 0; i < SC_TAIL_WORDS; i++)
+        atomic_store_explicit(&slot->tails[version % 2][i], words[i], memory_order_relaxed);
+    atomic_store_explicit(&slot->version, version, memory_order_release);
+}
+
+void sc_state_wake(sc_state *state)
+{
+    sc_state_header *header = sc_state_header_of(state);
+    atomic_fetch_add_explicit(&header->wake, 1, memory_order_release);
+    sc_os.wake((uint32_t *)&header->wake);
+}

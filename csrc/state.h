@@ -1,0 +1,98 @@
+/*
+ * The `state` file of a topic: what processes that have the topic open tell each other. Internal.
+ *
+ * It is mapped by everyone, and believed only while somebody has the topic open for writing: the first to open it
+ * wipes it. After a crash of all processes nothing in it is used but the boot id, which tells whether the machine
+ * went down too.
+ *
+ *      0  sc_state_header, 256 bytes
+ *    256  sc_slot of partition 0, 256 bytes
+ *    ...
+ *
+ * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open; byte
+ * LOCK_PARTITION + p is held exclusively while the log of partition p changes.
+ *
+ * A slot has two copies of the tail. Who holds the partition's lock fills the copy that is not current and then counts
+ * `version` up, so a reader that finds the same version before and after has read a whole tail, and a writer that dies
+ * in between leaves the old one in place.
+ */
+#ifndef STREAMCORE_STATE_H
+#define STREAMCORE_STATE_H
+
+#include <assert.h>
+#include <stdatomic.h>
+
+#include "streamcore.h"
+
+typedef struct sc_state_header {
+    uint8_t magic[8]; /* "SCSTATE1" */
+    uint8_t boot_id[16];
+    _Atomic uint32_t generation; /* of the topic's settings */
+    _Atomic uint32_t deleted;
+    _Atomic uint32_t wake; /* counts appends; waiters sleep on it */
+    uint32_t reserved[55];
+} sc_state_header;
+static_assert(sizeof(sc_state_header) == 256, "the state header has 256 bytes");
+
+/* Where the log of a partition ends. */
+typedef struct sc_tail {
+    int64_t start_offset;
+    int64_t end_offset;
+    int64_t durable_offset;
+    int64_t segment_base; /* of the active segment; -1: there is none */
+    int64_t end_position; /* in the active segment */
+    int64_t allocated;    /* bytes of its file that may be written */
+    int64_t created_ms;   /* of the active segment */
+    int64_t sealed;       /* 1: the active segment is sealed, and the next append makes a new one */
+    int64_t schema_version; /* of the active segment */
+} sc_tail;
+enum { SC_TAIL_WORDS = sizeof(sc_tail) / sizeof(int64_t) };
+
+typedef struct sc_slot {
+    _Atomic uint32_t version; /* 0: nobody has looked at the log yet; copy version % 2 is current */
+    _Atomic uint32_t dirty;   /* not 0 while the log is being changed */
+    _Atomic int32_t poisoned; /* errno of a failed sync */
+    uint32_t reserved[13];
+    _Atomic int64_t tails[2][SC_TAIL_WORDS];
+    uint8_t padding[48];
+} sc_slot;
+static_assert(sizeof(sc_slot) == 256, "a slot has 256 bytes");
+
+typedef struct sc_state {
+    int fd;
+    bool writable;
+    bool guarded;
+    bool same_boot; /* the kernel runs since before the last writer: the page cache is whole */
+    uint8_t *data;  /* NULL: there is no state file */
+    int64_t mapped, allocated;
+    char path[SC_PATH_MAX];
+} sc_state;
+
+int sc_state_open(sc_state *state, const char *folder, bool writable, uint32_t partitions, uint32_t generation,
+                  sc_error *error);
+/* Makes room for more partitions. */
+int sc_state_grow(sc_state *state, uint32_t partitions, sc_error *error);
+void sc_state_close(sc_state *state, bool forked);
+/* Gives up the locks, and keeps the mapping. */
+void sc_state_unlock_all(sc_state *state, bool forked);
+
+static inline sc_state_header *sc_state_header_of(const sc_state *state)
+{
+    return (sc_state_header *)(void *)state->data;
+}
+static inline sc_slot *sc_state_slot(const sc_state *state, uint32_t partition)
+{
+    return (sc_slot *)(void *)(state->data + sizeof(sc_state_header) + sizeof(sc_slot) * (size_t)partition);
+}
+/* True when the partition's slot can be believed: a writer has the topic open. */
+bool sc_state_is_live(const sc_state *state, uint32_t partition);
+int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error);
+void sc_state_unlock(sc_state *state, uint32_t partition);
+
+/* False when nobody has looked at the log yet. */
+bool sc_slot_read(sc_slot *slot, sc_tail *tail);
+/* The caller holds the partition's lock. */
+void sc_slot_publish(sc_slot *slot, const sc_tail *tail);
+void sc_state_wake(sc_state *state);
+
+#endif

@@ -1,0 +1,304 @@
+/*
+ * streamcore: a crash-safe, columnar event log in files that are Arrow IPC streams.
+ *
+ * This header is the manual of the C core. It knows bytes, files, offsets and locks; it knows no Python, no
+ * policy and no network. docs/format.md describes the files byte by byte.
+ *
+ * CONCEPTS
+ *   topic       a folder `<topic>-<id>` with a `state` file and one folder per partition
+ *   partition   an ordered log: segment files, each named by the offset of its first record
+ *   segment     an Arrow IPC stream: a schema message, then record batch messages, then zeros (live) or the
+ *               end marker (sealed)
+ *   batch       one record batch message whose body opens with the 128-byte batch header (batch.h)
+ *   layout      a compiled schema: what the C code must know of an Arrow schema to write and read its batches
+ *   scan        a bounded read of one or many partitions, batch by batch, without copying
+ *
+ * LIFETIME
+ *   What a scan hands out points into the mapped segment and keeps that mapping alive by a reference count,
+ *   past the scan, past the topic, past the deletion of the file. Nothing else keeps it alive: release it.
+ *
+ * THREADS
+ *   Every function may be called from any thread on any object, except that one sc_scan belongs to one thread
+ *   at a time. Appends to one partition exclude each other; scans take no lock that an append holds while it
+ *   copies. sc_topic_close waits for the calls in flight and makes later ones return SC_CLOSED.
+ *
+ * PROCESSES
+ *   Any number of processes may open one topic. Appends take a byte-range lock of the topic's `state` file (one
+ *   byte per partition, F_OFD_SETLK), which the kernel drops when its holder dies, so a killed writer blocks
+ *   nobody. The end offset is published in the mapped `state` file after the bytes. Who opens a topic for
+ *   writing when nobody else has it open distrusts `state` and finds the end of each log in the log itself, on
+ *   first use of each partition.
+ *
+ * FORK
+ *   A handle belongs to the process that opened it. In a forked child every call returns SC_FORKED, and the
+ *   descriptors that carry locks are closed there, so that a child cannot hold its parent's locks.
+ *
+ * FAILURE
+ *   Functions return SC_OK, SC_END, or an error, and then fill `error`. A failed append has written nothing that
+ *   anyone can see. After a failed sync the partition is poisoned: the kernel may have dropped the pages, so
+ *   appends are refused (SC_POISONED) until every process has closed the topic and one has opened it again.
+ */
+#ifndef STREAMCORE_H
+#define STREAMCORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arrow_abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    SC_OK = 0,
+    SC_END = 1,        /* a scan has no more batches; a wait timed out */
+    SC_OS = -1,        /* a system call failed: error->number is errno, error->path the file */
+    SC_CORRUPT = -2,   /* bytes are not what their checksum or the format says */
+    SC_FORMAT = -3,    /* a segment of another format, topic or schema than the topic's */
+    SC_RANGE = -4,     /* an offset outside the log */
+    SC_TOO_LARGE = -5, /* a batch or record above its limit */
+    SC_INVALID = -6,   /* an argument or an Arrow array that cannot be stored */
+    SC_READ_ONLY = -7, /* the topic was opened for reading */
+    SC_POISONED = -8,  /* a sync failed earlier: see FAILURE above */
+    SC_CLOSED = -9,
+    SC_FORKED = -10,
+    SC_DELETED = -11,  /* the topic was deleted, perhaps by another process */
+    SC_CONFLICT = -12, /* the end offset is not the expected one */
+    SC_STALE = -13,    /* the topic's settings changed: read them again */
+    SC_MEMORY = -14,
+};
+
+enum {
+    SC_PATH_MAX = 1024,
+    SC_PARTITIONS_MAX = 100000,
+    SC_FIELDS_MAX = 4096, /* nodes of a schema, nested ones counted */
+    SC_DEPTH_MAX = 64,    /* nesting of a schema */
+    SC_ALIGNMENT = 64,    /* of batches, bodies and buffers in the file */
+    SC_BATCH_ROWS_MAX = 1 << 28,
+};
+#define SC_BATCH_BYTES_MAX ((int64_t)INT32_MAX - 4096)
+
+typedef struct sc_error {
+    int code;
+    int number;       /* errno, or 0 */
+    int64_t offset;   /* record offset, or -1 */
+    int64_t position; /* byte position in the file, or -1 */
+    char path[SC_PATH_MAX];
+    char message[256];
+} sc_error;
+
+typedef struct sc_layout sc_layout;
+typedef struct sc_topic sc_topic;
+typedef struct sc_scan sc_scan;
+typedef struct sc_tally sc_tally;
+typedef struct sc_mapping sc_mapping;
+
+/* ---- layouts ----------------------------------------------------------------------------------------------- */
+
+/* Compiles a schema. `schema` is struct<offset, timestamp, key, value, headers> as in docs/format.md; `message` is
+ * its encapsulated Arrow IPC schema message, a multiple of 64 bytes, in which the ten digits at
+ * `partition_digits_at` are replaced by each partition's number. The layout copies what it needs. */
+int sc_layout_new(const struct ArrowSchema *schema, const uint8_t *message, int64_t message_size,
+                  int64_t partition_digits_at, uint32_t schema_version, sc_layout **layout, sc_error *error);
+void sc_layout_free(sc_layout *layout);
+/* True when the value column is plain binary: appends of sc_bytes are possible. */
+bool sc_layout_is_plain(const sc_layout *layout);
+
+/* ---- topics ------------------------------------------------------------------------------------------------ */
+
+typedef struct sc_topic_settings {
+    int64_t segment_bytes;    /* a segment is rolled before it would grow past this */
+    int64_t segment_ms;       /* a segment older than this is rolled by the next append; 0: never */
+    int64_t max_record_bytes; /* of key + value (plain) */
+    uint32_t generation;      /* of these settings; an append with another one than the published gets SC_STALE */
+    uint32_t partitions;
+} sc_topic_settings;
+
+/* Opens the topic in the folder `path`. With `writable` the `state` file is made when absent. */
+int sc_topic_open(const char *path, bool writable, const sc_topic_settings *settings, sc_topic **topic,
+                  sc_error *error);
+/* Gives the topic a compiled schema; it then owns the layout, also on failure. Versions are added in any order. */
+int sc_topic_add_layout(sc_topic *topic, sc_layout *layout, sc_error *error);
+/* Takes new settings, and publishes their generation to other processes when `publish`. */
+int sc_topic_alter(sc_topic *topic, const sc_topic_settings *settings, bool publish, sc_error *error);
+/* The generation that is published now: differs from the settings' when another process altered the topic. */
+uint32_t sc_topic_generation(sc_topic *topic);
+bool sc_topic_is_deleted(sc_topic *topic);
+/* Tells every process that the topic is gone: their appends return SC_DELETED. */
+int sc_topic_mark_deleted(sc_topic *topic, sc_error *error);
+/* Flushes, trims the preallocated tails, writes indexes, gives up locks. Safe to call twice and from two threads. */
+int sc_topic_close(sc_topic *topic, sc_error *error);
+void sc_topic_free(sc_topic *topic);
+
+/* ---- appends ----------------------------------------------------------------------------------------------- */
+
+typedef struct sc_bytes {
+    const uint8_t *data; /* NULL: null */
+    int64_t size;
+} sc_bytes;
+
+/* Records of one batch. Each column comes as sc_bytes, as an Arrow array, or not at all (all null). */
+typedef struct sc_batch_input {
+    int64_t count;
+    const sc_bytes *keys, *values;                 /* count of each, or NULL */
+    const struct ArrowArray *key, *value, *headers; /* types as in the layout, or NULL */
+    int64_t first_row;                              /* of this batch in the Arrow arrays */
+    const int64_t *timestamps;                      /* count of ms since 1970, or NULL: `timestamp` for all */
+    int64_t timestamp;
+    const uint8_t *message; /* instead of all above: a compressed Arrow IPC record batch message of all columns */
+    int64_t message_size;
+    int64_t min_timestamp, max_timestamp; /* of `message` */
+    bool has_headers;                     /* of `message` */
+} sc_batch_input;
+
+enum { SC_CODEC_NONE = 0, SC_CODEC_LZ4 = 1, SC_CODEC_ZSTD = 2 };
+
+typedef struct sc_append {
+    const sc_batch_input *batches; /* appended together: all of them or none */
+    int64_t batch_count;
+    uint32_t schema_version;
+    uint32_t generation;      /* of the settings that the caller knows */
+    int64_t expected_offset;  /* the append fails with SC_CONFLICT unless the log ends here; -1: anywhere */
+    bool log_append_time;     /* recorded in the batch flags: the times are the log's, not the producer's */
+    bool durable;             /* return after the drive has it */
+} sc_append;
+
+int sc_partition_append(sc_topic *topic, uint32_t partition, const sc_append *append, int64_t *first_offset,
+                        int64_t *end_offset, sc_error *error);
+/* Makes everything appended so far durable; concurrent callers share one sync. */
+int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
+/* Flushes every partition that this handle appended to since its last flush. */
+int sc_topic_flush(sc_topic *topic, sc_error *error);
+
+/* ---- looking ----------------------------------------------------------------------------------------------- */
+
+typedef struct sc_partition_info {
+    int64_t start_offset, end_offset, durable_offset;
+    int64_t size_bytes; /* of the segment files, preallocated space left out; -1 unless asked for */
+} sc_partition_info;
+
+int sc_partition_describe(sc_topic *topic, uint32_t partition, bool with_size, sc_partition_info *info,
+                          sc_error *error);
+
+typedef struct sc_segment_info {
+    int64_t base_offset, end_offset;
+    int64_t size_bytes;
+    int64_t count;
+    int64_t min_timestamp, max_timestamp; /* INT64_MAX, INT64_MIN when empty */
+    bool sealed;
+    char path[SC_PATH_MAX];
+} sc_segment_info;
+
+/* The n-th segment of a partition, oldest first; SC_END behind the last one. */
+int sc_partition_segment(sc_topic *topic, uint32_t partition, int64_t n, sc_segment_info *info, sc_error *error);
+
+/* Waits until some partition p of the `count` listed has an end offset above offsets[p's place], or the time is over
+ * (SC_END), or the topic is closed or deleted. Uses no CPU while it waits. timeout_ms < 0: for ever. */
+int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,
+                  int64_t timeout_ms, sc_error *error);
+
+/* One problem that sc_partition_verify found. */
+typedef void (*sc_problem_callback)(void *context, const sc_error *problem);
+typedef int (*sc_progress_callback)(void *context, int64_t bytes); /* non-zero stops */
+
+/* Reads every byte of a partition and reports all that is wrong. Returns SC_OK also when there are problems. */
+int sc_partition_verify(sc_topic *topic, uint32_t partition, sc_problem_callback problem,
+                        sc_progress_callback progress, void *context, sc_error *error);
+
+/* ---- scans ------------------------------------------------------------------------------------------------- */
+
+typedef struct sc_range {
+    uint32_t partition;
+    int64_t start_offset, end_offset; /* must lie inside the log */
+} sc_range;
+
+/* One output column: a top-level column of the layout and a path of child numbers into it. */
+typedef struct sc_column {
+    int32_t column; /* 0 offset, 1 timestamp, 2 key, 3 value, 4 headers, or SC_COLUMN_PARTITION */
+    int32_t depth;
+    int32_t path[SC_DEPTH_MAX];
+} sc_column;
+enum { SC_COLUMN_PARTITION = -1 };
+
+typedef struct sc_scan_counters {
+    int64_t segments, batches, rows, bytes_exported, bytes_verified;
+} sc_scan_counters;
+
+typedef struct sc_scan_options {
+    const sc_range *ranges;
+    int64_t range_count;
+    int64_t min_timestamp, max_timestamp; /* inclusive; batches that cannot hold such rows are passed over */
+    int64_t limit;                        /* rows at most; -1: all */
+    bool verify;
+} sc_scan_options;
+
+/* A batch that a scan stands on: rows [first_row, first_row + row_count) of it are wanted. */
+typedef struct sc_batch {
+    const uint8_t *message; /* the whole encapsulated message in the mapped file */
+    int64_t message_size;
+    int64_t position;
+    int64_t base_offset, last_offset;
+    int64_t record_count, first_row, row_count;
+    int64_t min_timestamp, max_timestamp;
+    uint32_t partition, schema_version;
+    uint16_t flags;
+    int codec;
+    bool has_headers;
+    const sc_layout *layout;
+    sc_mapping *mapping; /* borrowed: retain it to keep `message` */
+} sc_batch;
+
+/* The scan keeps its own reference to the topic. */
+int sc_scan_open(sc_topic *topic, const sc_scan_options *options, sc_scan **scan, sc_error *error);
+/* Moves to the next batch that has wanted rows. `batch` is valid until the next call. */
+int sc_scan_next(sc_scan *scan, sc_batch *batch, sc_error *error);
+/* The rows in the ranges, from batch headers alone. Moves the scan to its end. */
+int sc_scan_count(sc_scan *scan, int64_t *count, sc_error *error);
+void sc_scan_free(sc_scan *scan);
+/* What a scan has read so far, also while a stream owns the scan. Read by other threads it may lag. */
+sc_tally *sc_scan_tally(sc_scan *scan); /* retained for the caller */
+void sc_tally_read(const sc_tally *tally, sc_scan_counters *counters);
+void sc_tally_release(sc_tally *tally);
+
+/* Narrows row_count and first_row to the smallest run with all rows whose timestamp lies in [min, max]. `dense` is set
+ * when every row of that run does. The batch must not be compressed. */
+int sc_batch_narrow_to_timestamps(sc_batch *batch, int64_t min_timestamp, int64_t max_timestamp, bool *dense,
+                                  sc_error *error);
+
+void sc_mapping_retain(sc_mapping *mapping);
+void sc_mapping_release(sc_mapping *mapping);
+
+/* The wanted rows as an Arrow struct array whose buffers lie in the mapped file. Not for compressed batches. */
+int sc_batch_export(const sc_batch *batch, const sc_column *columns, int64_t column_count, int64_t *bytes_exported,
+                    struct ArrowArray *array, sc_error *error);
+/* The rest of a scan as an Arrow C stream; the stream owns the scan, also on failure. `schema` is that of the columns
+ * and is copied. A compressed batch or one of another schema version than `schema_version` ends it with an error. */
+int sc_scan_export(sc_scan *scan, const sc_column *columns, int64_t column_count, const struct ArrowSchema *schema,
+                   uint32_t schema_version, struct ArrowArrayStream *stream, sc_error *error);
+
+/* Plain access to the rows of an uncompressed batch. Pointers lie in the mapped file. */
+typedef struct sc_rows {
+    int64_t count;
+    const int64_t *offsets, *timestamps;
+    const uint8_t *key_validity, *value_validity; /* NULL: no nulls */
+    const int32_t *key_ends, *value_ends;         /* Arrow offsets: row i is bytes [ends[i], ends[i + 1]) */
+    const uint8_t *keys, *values;
+    int64_t keys_size, values_size; /* every end was checked to lie within */
+} sc_rows;
+/* SC_INVALID when value is not binary. */
+int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error);
+
+/* ---- leaves ------------------------------------------------------------------------------------------------ */
+
+uint32_t sc_crc32c(uint32_t crc, const void *data, size_t size);
+/* murmur2 as in Kafka's org.apache.kafka.common.utils.Utils, seed 0x9747b28c. */
+uint32_t sc_murmur2(const void *data, size_t size);
+/* Kafka's default partition of a key. */
+uint32_t sc_partition_of_key(const void *data, size_t size, uint32_t partitions);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,96 @@
+/* A topic and its partitions in memory. Internal. */
+#ifndef STREAMCORE_TOPIC_H
+#define STREAMCORE_TOPIC_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "segment.h"
+#include "state.h"
+
+/* Where an append stores: the active segment mapped for writing. */
+typedef struct sc_writer {
+    uint8_t *data; /* NULL: none */
+    int64_t size, base_offset;
+    int64_t populated; /* pages below this position are mapped already */
+    int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
+} sc_writer;
+
+typedef struct sc_partition {
+    sc_topic *topic;
+    uint32_t number;
+    pthread_mutex_t append_mutex; /* one append, roll or repair at a time in this process; then the file lock */
+    sc_writer writer;             /* behind append_mutex */
+    pthread_mutex_t list_mutex;
+    sc_segment **segments; /* oldest first; behind list_mutex */
+    int64_t segment_count;
+    bool listed;
+    pthread_mutex_t sync_mutex;
+    pthread_cond_t synced;
+    bool syncing;
+    atomic_bool unflushed; /* this handle appended since it last flushed */
+    atomic_bool touched;   /* this handle appended: it trims the file when it closes */
+} sc_partition;
+
+struct sc_topic {
+    atomic_long references;
+    char path[SC_PATH_MAX];
+    bool writable;
+    uint32_t fork_generation;
+    atomic_long users;
+    atomic_bool closing;
+    bool closed;
+    pthread_mutex_t mutex; /* closing, settings, adding partitions and layouts */
+    pthread_cond_t left;
+    sc_topic_settings settings;
+    sc_state state;
+    _Atomic(sc_layout *) layouts; /* newest first; freed with the topic */
+    _Atomic(sc_partition *) *partitions;
+};
+
+int sc_topic_enter(sc_topic *topic, sc_error *error);
+void sc_topic_leave(sc_topic *topic);
+sc_topic_settings sc_topic_settings_read(sc_topic *topic);
+int sc_topic_partition(sc_topic *topic, uint32_t number, sc_partition **partition, sc_error *error);
+const sc_layout *sc_topic_layout(sc_topic *topic, uint32_t schema_version);
+
+/* ---- partition.c: the segments of a partition and their order ---- */
+
+void sc_partition_free(sc_partition *partition);
+int sc_partition_folder(const sc_partition *partition, char *folder, sc_error *error);
+/* Takes, and gives back, the right to change the log: the mutex, then the lock that other processes see. */
+int sc_partition_lock(sc_partition *partition, sc_error *error);
+void sc_partition_unlock(sc_partition *partition);
+/* Where the log ends now; looks at the log itself when nobody has published it. */
+int sc_partition_tail(sc_partition *partition, sc_tail *tail, sc_error *error);
+/* Reads the folder again. */
+int sc_partition_list(sc_partition *partition, sc_error *error);
+/* The segment that holds `offset` when the log has it, and the base of the one behind it (-1: it is the last), retained
+ * for the caller; NULL when every segment begins behind `offset`. */
+int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_segment **segment,
+                      int64_t *next_base, sc_error *error);
+/* Maps a segment: the active one as far as it may grow, so that one mapping serves its life. */
+int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
+                     sc_error *error);
+/* Forgets a segment object, so that the file of that name is opened anew. */
+void sc_partition_forget(sc_partition *partition, int64_t base_offset);
+int sc_partition_add_segment(sc_partition *partition, int64_t base_offset, sc_error *error);
+void sc_partition_drop_after(sc_partition *partition, int64_t count);
+
+/* ---- recover.c ---- */
+
+/* Finds the end of the log in the log. With `repair`, under the partition's lock, also cuts what a crash left. */
+int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error);
+
+/* ---- flush.c ---- */
+
+/* Returns when everything below `offset` is durable. */
+int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error);
+/* At the end of a handle's use: flushes, and gives preallocated space back. */
+int sc_partition_trim(sc_partition *partition, sc_error *error);
+
+/* ---- append.c ---- */
+
+void sc_writer_close(sc_writer *writer);
+
+#endif

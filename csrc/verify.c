@@ -1,0 +1,164 @@
+/* Reads every byte of a partition, trusting nothing that was learnt before, and reports all that is wrong. */
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+enum { PROGRESS_BYTES = 16 << 20 };
+
+typedef struct verifier {
+    sc_partition *partition;
+    sc_tail tail;
+    sc_problem_callback problem;
+    sc_progress_callback progress;
+    void *context;
+    int64_t unreported; /* bytes read since the last progress */
+    bool stopped;
+} verifier;
+
+static void report(verifier *self, const sc_segment *segment, int64_t offset, int64_t position, const char *what)
+{
+    sc_error problem;
+    sc_fail_at(&problem, SC_CORRUPT, segment->path, offset, position, what);
+    self->problem(self->context, &problem);
+}
+
+static void advance(verifier *self, int64_t bytes, bool now)
+{
+    self->unreported += bytes;
+    if (self->unreported < PROGRESS_BYTES && !now)
+        return;
+    if (self->progress != NULL && self->progress(self->context, self->unreported) != 0)
+        self->stopped = true;
+    self->unreported = 0;
+}
+
+struct structure_check {
+    sc_batch batch;
+    sc_error error;
+    int code;
+};
+
+/* The Arrow structure of an uncompressed batch: every column where it should be. */
+static void check_structure(void *context)
+{
+    struct structure_check *self = context;
+    static const sc_column columns[SC_COLUMNS] = {{.column = SC_COLUMN_OFFSET}, {.column = SC_COLUMN_TIMESTAMP},
+                                                  {.column = SC_COLUMN_KEY}, {.column = SC_COLUMN_VALUE},
+                                                  {.column = SC_COLUMN_HEADERS}};
+    struct ArrowArray array;
+    int64_t unused = 0;
+    self->code = sc_batch_export(&self->batch, columns, SC_COLUMNS, &unused, &array, &self->error);
+    if (self->code == SC_OK)
+        array.release(&array);
+}
+
+static void verify_structure(verifier *self, const sc_segment *segment, sc_mapping *mapping, const sc_header *header,
+                             int64_t position)
+{
+    if ((header->flags & (SC_FLAG_CODEC | SC_FLAG_CONTROL)) != 0 || header->record_count == 0)
+        return;
+    struct structure_check check = {
+        .batch = {.message = mapping->data + position, .message_size = header->total_size, .position = position,
+                  .base_offset = header->base_offset, .last_offset = header->last_offset,
+                  .record_count = header->record_count, .row_count = header->record_count,
+                  .partition = self->partition->number, .layout = segment->layout, .mapping = mapping},
+    };
+    check_structure(&check);
+    if (check.code != SC_OK)
+        report(self, segment, header->base_offset, position, check.error.message);
+}
+
+/* One segment, from its first batch to `end_position`; it must hold every offset up to `end_offset`. */
+static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping *mapping, int64_t end_position,
+                           int64_t end_offset)
+{
+    int64_t position = segment->first_position, offset = segment->base_offset, unused = 0;
+    while (offset < end_offset && !self->stopped) {
+        sc_look look = sc_segment_look(mapping, position, end_position, true, &unused);
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset == offset) {
+            verify_structure(self, segment, mapping, &look.header, position);
+            position += look.header.total_size;
+            offset = look.header.last_offset + 1;
+            advance(self, look.header.total_size, false);
+            continue;
+        }
+        const char *what = look.state == SC_BATCH_BAD    ? look.why
+                           : look.state == SC_BATCH_GOOD ? "a batch does not follow the one before it"
+                                                         : "records are missing here";
+        report(self, segment, offset, position, what);
+        sc_header later;
+        int64_t found = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end_position, &later);
+        if (found < 0)
+            return;
+        advance(self, found - position, false);
+        position = found;
+        offset = later.base_offset;
+    }
+}
+
+static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base, sc_error *error)
+{
+    bool active = next_base < 0;
+    sc_mapping *mapping;
+    sc_error problem;
+    int64_t file_size;
+    int code = sc_partition_map(self->partition, segment, &self->tail, &mapping, &problem);
+    if (code != SC_OK) {
+        self->problem(self->context, &problem);
+        return SC_OK;
+    }
+    sc_mapping_release(mapping);
+    code = sc_mapping_open(segment->path, 0, &mapping, &file_size, error); /* a fresh one: nothing is verified in it */
+    if (code != SC_OK) {
+        self->problem(self->context, error);
+        return SC_OK;
+    }
+    advance(self, segment->first_position, false);
+    verify_batches(self, segment, mapping, active ? self->tail.end_position : file_size,
+                   active ? self->tail.end_offset : next_base);
+    sc_mapping_release(mapping);
+    return SC_OK;
+}
+
+static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_error *error)
+{
+    int code = sc_topic_partition(topic, number, &self->partition, error);
+    if (code == SC_OK) {
+        sc_error problem;
+        int found = sc_partition_tail(self->partition, &self->tail, &problem);
+        if (found == SC_FORMAT || found == SC_CORRUPT) {
+            self->problem(self->context, &problem);
+            return SC_OK;
+        }
+        if (found != SC_OK)
+            *error = problem;
+        code = found;
+    }
+    for (int64_t offset = self->tail.start_offset; code == SC_OK && offset < self->tail.end_offset && !self->stopped;) {
+        sc_segment *segment;
+        int64_t next_base;
+        code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
+        if (code != SC_OK || segment == NULL)
+            break;
+        code = verify_segment(self, segment, next_base, error);
+        sc_segment_release(segment);
+        offset = next_base < 0 ? self->tail.end_offset : next_base;
+    }
+    advance(self, 0, true);
+    return code;
+}
+
+int sc_partition_verify(sc_topic *topic, uint32_t number, sc_problem_callback problem, sc_progress_callback progress,
+                        void *context, sc_error *error)
+{
+    verifier self = {.problem = problem, .progress = progress, .context = context};
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = verify_inside(&self, topic, number, error);
+    sc_topic_leave(topic);
+    return code;
+}

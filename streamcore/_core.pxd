@@ -1,0 +1,213 @@
+# The declarations of csrc/streamcore.h that the binding uses.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+
+
+cdef extern from "stdbool.h":
+    ctypedef bint bool
+
+
+cdef extern from "arrow_abi.h" nogil:
+    struct ArrowSchema:
+        void (*release)(ArrowSchema *)
+
+    struct ArrowArray:
+        int64_t length
+        int64_t null_count
+        int64_t offset
+        int64_t n_buffers
+        int64_t n_children
+        const void **buffers
+        ArrowArray **children
+        void (*release)(ArrowArray *)
+
+    struct ArrowArrayStream:
+        void (*release)(ArrowArrayStream *)
+
+
+cdef extern from "streamcore.h" nogil:
+    enum:
+        SC_OK
+        SC_END
+        SC_OS
+        SC_CORRUPT
+        SC_FORMAT
+        SC_RANGE
+        SC_TOO_LARGE
+        SC_INVALID
+        SC_READ_ONLY
+        SC_POISONED
+        SC_CLOSED
+        SC_FORKED
+        SC_DELETED
+        SC_CONFLICT
+        SC_STALE
+        SC_MEMORY
+        SC_PATH_MAX
+        SC_DEPTH_MAX
+        SC_PARTITIONS_MAX
+        SC_COLUMN_PARTITION
+
+    struct sc_error:
+        int code
+        int number
+        int64_t offset
+        int64_t position
+        char path[1024]
+        char message[256]
+
+    struct sc_layout
+    struct sc_topic
+    struct sc_scan
+    struct sc_mapping
+
+    int sc_layout_new(const ArrowSchema *, const uint8_t *, int64_t, int64_t, uint32_t, sc_layout **, sc_error *)
+    bint sc_layout_is_plain(const sc_layout *)
+
+    struct sc_topic_settings:
+        int64_t segment_bytes
+        int64_t segment_ms
+        int64_t max_record_bytes
+        uint32_t generation
+        uint32_t partitions
+
+    int sc_topic_open(const char *, bint, const sc_topic_settings *, sc_topic **, sc_error *)
+    int sc_topic_add_layout(sc_topic *, sc_layout *, sc_error *)
+    int sc_topic_alter(sc_topic *, const sc_topic_settings *, bint, sc_error *)
+    uint32_t sc_topic_generation(sc_topic *)
+    bint sc_topic_is_deleted(sc_topic *)
+    int sc_topic_mark_deleted(sc_topic *, sc_error *)
+    int sc_topic_close(sc_topic *, sc_error *)
+    void sc_topic_free(sc_topic *)
+    int sc_topic_flush(sc_topic *, sc_error *)
+
+    struct sc_bytes:
+        const uint8_t *data
+        int64_t size
+
+    struct sc_batch_input:
+        int64_t count
+        const sc_bytes *keys
+        const sc_bytes *values
+        const ArrowArray *key
+        const ArrowArray *value
+        const ArrowArray *headers
+        int64_t first_row
+        const int64_t *timestamps
+        int64_t timestamp
+        const uint8_t *message
+        int64_t message_size
+        int64_t min_timestamp
+        int64_t max_timestamp
+        bint has_headers
+
+    struct sc_append:
+        const sc_batch_input *batches
+        int64_t batch_count
+        uint32_t schema_version
+        uint32_t generation
+        int64_t expected_offset
+        bint log_append_time
+        bint durable
+
+    int sc_partition_append(sc_topic *, uint32_t, const sc_append *, int64_t *, int64_t *, sc_error *)
+    int sc_partition_flush(sc_topic *, uint32_t, sc_error *)
+
+    struct sc_partition_info:
+        int64_t start_offset
+        int64_t end_offset
+        int64_t durable_offset
+        int64_t size_bytes
+
+    int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)
+
+    struct sc_segment_info:
+        int64_t base_offset
+        int64_t end_offset
+        int64_t size_bytes
+        int64_t count
+        int64_t min_timestamp
+        int64_t max_timestamp
+        bint sealed
+        char path[1024]
+
+    int sc_partition_segment(sc_topic *, uint32_t, int64_t, sc_segment_info *, sc_error *)
+    int sc_topic_wait(sc_topic *, const uint32_t *, const int64_t *, int64_t, int64_t, sc_error *)
+
+    ctypedef void (*sc_problem_callback)(void *, const sc_error *) noexcept
+    ctypedef int (*sc_progress_callback)(void *, int64_t) noexcept
+    int sc_partition_verify(sc_topic *, uint32_t, sc_problem_callback, sc_progress_callback, void *, sc_error *)
+
+    struct sc_range:
+        uint32_t partition
+        int64_t start_offset
+        int64_t end_offset
+
+    struct sc_column:
+        int32_t column
+        int32_t depth
+        int32_t path[64]
+
+    struct sc_scan_counters:
+        int64_t segments
+        int64_t batches
+        int64_t rows
+        int64_t bytes_exported
+        int64_t bytes_verified
+
+    struct sc_scan_options:
+        const sc_range *ranges
+        int64_t range_count
+        int64_t min_timestamp
+        int64_t max_timestamp
+        int64_t limit
+        bint verify
+
+    struct sc_batch:
+        const uint8_t *message
+        int64_t message_size
+        int64_t position
+        int64_t base_offset
+        int64_t last_offset
+        int64_t record_count
+        int64_t first_row
+        int64_t row_count
+        int64_t min_timestamp
+        int64_t max_timestamp
+        uint32_t partition
+        uint32_t schema_version
+        uint16_t flags
+        int codec
+        bint has_headers
+        const sc_layout *layout
+        sc_mapping *mapping
+
+    int sc_scan_open(sc_topic *, const sc_scan_options *, sc_scan **, sc_error *)
+    int sc_scan_next(sc_scan *, sc_batch *, sc_error *)
+    int sc_scan_count(sc_scan *, int64_t *, sc_error *)
+    struct sc_tally
+    sc_tally *sc_scan_tally(sc_scan *)
+    void sc_tally_read(const sc_tally *, sc_scan_counters *)
+    void sc_tally_release(sc_tally *)
+    void sc_scan_free(sc_scan *)
+    int sc_batch_narrow_to_timestamps(sc_batch *, int64_t, int64_t, bool *, sc_error *)
+    void sc_mapping_retain(sc_mapping *)
+    void sc_mapping_release(sc_mapping *)
+    int sc_batch_export(const sc_batch *, const sc_column *, int64_t, int64_t *, ArrowArray *, sc_error *)
+    int sc_scan_export(sc_scan *, const sc_column *, int64_t, const ArrowSchema *, uint32_t, ArrowArrayStream *, sc_error *)
+
+    struct sc_rows:
+        int64_t count
+        const int64_t *offsets
+        const int64_t *timestamps
+        const uint8_t *key_validity
+        const uint8_t *value_validity
+        const int32_t *key_ends
+        const int32_t *value_ends
+        const uint8_t *keys
+        const uint8_t *values
+
+    int sc_batch_rows(const sc_batch *, sc_rows *, sc_error *)
+
+    uint32_t sc_crc32c(uint32_t, const void *, size_t)
+    uint32_t sc_murmur2(const void *, size_t)
+    uint32_t sc_partition_of_key(const void *, size_t, uint32_t)

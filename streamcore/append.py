@@ -1,0 +1,257 @@
+"""Appends of Arrow data: split by partition, compressed where the topic says so, handed to the core in chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streamcore import _core, columns
+from streamcore.config import TopicConfig
+from streamcore.errors import RecordTooLargeError
+from streamcore.schema import HEADERS, TIMESTAMP, SchemaVersion
+
+BATCH_ROWS = 1 << 16
+BATCH_BYTES = 16 << 20
+_SMALL_CHUNK_ROWS = 4096
+_CONFLICT_RETRIES = 1000
+_EXTRA_COLUMNS = ("key", "timestamp", "headers", "partition")
+
+Chunk = tuple[int, pa.Array | None, pa.Array, pa.Array | None, columns.Times | None]
+
+
+class ArrayAppend:
+    """Records as chunks of Arrow arrays: (rows, key, value, headers, times)."""
+
+    def __init__(self, chunks: list[Chunk], timestamp: int | None, targets: Any = None) -> None:
+        self.chunks = chunks
+        self.timestamp = timestamp
+        self.targets = targets
+        self.count = sum(chunk[0] for chunk in chunks)
+
+    @classmethod
+    def of_columns(cls, values: Any, keys: Any, timestamps: Any, headers: Any, version: SchemaVersion) -> ArrayAppend:
+        """From the arguments of `Topic.append`."""
+        value = _value_array(values, version)
+        count = len(value)
+        key = None if keys is None else columns.binary_array(keys, "keys")
+        if keys is not None and len(keys) != count:
+            raise ValueError(f"{len(keys)} keys for {count} values")
+        times, timestamp = (None, None) if timestamps is None else columns.times_of(timestamps, count)
+        made = columns.headers_array(headers, count)
+        return cls([(count, _unless_null(key), value, made, times)], timestamp if times is None else None)
+
+    @classmethod
+    def of_table(cls, table: pa.Table, version: SchemaVersion) -> ArrayAppend:
+        """From the argument of `Topic.append_table`."""
+        extras = _extra_columns(table, version)
+        targets = _targets_of(table) if "partition" in extras else None
+        rows = table.num_rows
+        if table.num_columns and rows and rows / max(1, _chunk_count(table)) < _SMALL_CHUNK_ROWS:
+            table = table.combine_chunks()
+        chunks = [_chunk_of(batch, extras, version) for batch in table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows]
+        return cls(chunks, None, targets)
+
+    def drop_times(self) -> None:
+        """Uses the log's time instead of the given ones."""
+        self.chunks = [(rows, key, value, headers, None) for rows, key, value, headers, _ in self.chunks]
+        self.timestamp = None
+
+    def by_partition(self, partition: int | None, partitions: int, turn: int) -> Iterator[tuple[int, ArrayAppend]]:
+        """The parts that go to each partition, in the order of partitions."""
+        without_key = turn % partitions
+        if partition is not None:
+            yield int(partition), self
+            return
+        keyed = any(chunk[1] is not None for chunk in self.chunks)
+        if self.targets is None and (partitions == 1 or not keyed):
+            yield without_key, self
+            return
+        targets = self.targets if self.targets is not None else self._targets_by_key(partitions, without_key)
+        present = np.unique(targets)
+        if len(present) == 1:
+            yield int(present[0]), self
+            return
+        if present[0] < 0 or present[-1] >= partitions:
+            wrong = present[0] if present[0] < 0 else present[-1]
+            raise ValueError(f"the partition column has {wrong}; the topic has partitions 0 to {partitions - 1}")
+        order = np.argsort(targets, kind="stable")
+        bounds = np.searchsorted(targets[order], present)
+        for i, target in enumerate(present):
+            end = bounds[i + 1] if i + 1 < len(bounds) else len(order)
+            yield int(target), self._take(order[bounds[i] : end])
+
+    def _targets_by_key(self, partitions: int, without_key: int) -> Any:
+        targets = np.full(self.count, without_key, np.int32)
+        start = 0
+        for rows, key, *_ in self.chunks:
+            if key is not None:
+                _core.partitions_of_keys(key, targets[start : start + rows], partitions, without_key)
+            start += rows
+        return targets
+
+    def _take(self, rows: Any) -> ArrayAppend:
+        """Some rows, in ascending order, chunk by chunk."""
+        chunks: list[Chunk] = []
+        start = 0
+        for count, key, value, headers, times in self.chunks:
+            low, high = np.searchsorted(rows, [start, start + count])
+            picked = pa.array(rows[low:high] - start)
+            if len(picked):
+                chunks.append(
+                    (
+                        len(picked),
+                        None if key is None else key.take(picked),
+                        value.take(picked),
+                        None if headers is None else headers.take(picked),
+                        None if times is None else times[rows[low:high] - start],
+                    )
+                )
+            start += count
+        return ArrayAppend(chunks, self.timestamp)
+
+
+def _unless_null(array: pa.Array | None) -> pa.Array | None:
+    return None if array is None or array.null_count == len(array) else array
+
+
+def _value_array(values: Any, version: SchemaVersion) -> pa.Array:
+    if version.user is None:
+        array = columns.binary_array(values, "values")
+        return pa.nulls(len(values), pa.binary()) if array is None else array
+    if isinstance(values, (list, tuple)):
+        return columns.struct_of_dicts(values, version.user)
+    return columns.struct_of_array(columns.arrow_array(values, "values"), version.user)
+
+
+def _chunk_count(table: pa.Table) -> int:
+    return max(table.column(i).num_chunks for i in range(table.num_columns))
+
+
+def _extra_columns(table: pa.Table, version: SchemaVersion) -> set[str]:
+    """Which of key, timestamp, headers and partition the table has; a typed schema's own columns come first."""
+    names = table.column_names
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the table has more than one column {name!r}")
+    whole = "value" in names and (version.user is None or "value" not in version.user.names)
+    own = set() if version.user is None or whole else set(version.user.names)
+    extras = {name for name in _EXTRA_COLUMNS if name in names and name not in own}
+    if version.user is None and "value" not in names:
+        raise ValueError(f"the table has no column 'value', only {', '.join(names) or 'none'}")
+    if version.user is None or whole:
+        for name in names:
+            if name != "value" and name not in extras:
+                allowed = "value, key, timestamp, headers and partition"
+                raise ValueError(f"the table has a column {name!r}; {allowed} are allowed")
+    return extras
+
+
+def _targets_of(table: pa.Table) -> Any:
+    column = table.column("partition")
+    if not pa.types.is_integer(column.type):
+        raise TypeError(f"the partition column is {column.type}; integers are needed")
+    if column.null_count:
+        raise ValueError("the partition column has nulls")
+    return column.to_numpy().astype(np.int64)
+
+
+def _chunk_of(batch: pa.RecordBatch, extras: set[str], version: SchemaVersion) -> Chunk:
+    rows = batch.num_rows
+    key = _unless_null(columns.binary_array(batch.column("key"), "key")) if "key" in extras else None
+    times = columns.arrow_times(batch.column("timestamp")) if "timestamp" in extras else None
+    headers = columns.headers_array(batch.column("headers"), rows) if "headers" in extras else None
+    names = [name for name in batch.schema.names if name not in extras]
+    if version.user is None:
+        value = columns.binary_array(batch.column("value"), "value")
+        value = pa.nulls(rows, pa.binary()) if value is None else value
+    elif names == ["value"] and "value" not in version.user.names:
+        value = columns.struct_of_array(batch.column("value"), version.user)
+    else:
+        value = columns.struct_of_columns({name: batch.column(name) for name in names}, version.user, rows)
+    return rows, key, value, headers, times
+
+
+# ---- handing over ----------------------------------------------------------------------------------------------
+
+
+def append_arrays(
+    core: _core.Topic,
+    partition: int,
+    given: ArrayAppend,
+    versions: dict[int, SchemaVersion],
+    current: int,
+    config: TopicConfig,
+    durable: bool,
+) -> tuple[int, int, int]:
+    """Appends to one partition; returns (partition, first offset, end offset)."""
+    timestamp = time.time_ns() // 1_000_000 if given.timestamp is None else given.timestamp
+    own_time = config.timestamp_type == "append"
+    size = sum(_size(chunk) for chunk in given.chunks)
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * given.count // max(1, size)))
+    if config.compression == "none":
+        return core.append_arrays(partition, given.chunks, timestamp, rows, current, own_time, durable)
+    for _ in range(_CONFLICT_RETRIES):
+        base = core.describe(partition, False)[1]
+        messages = compressed_messages(given, timestamp, rows, base, versions[current], config)
+        try:
+            return core.append_messages(partition, messages, base, current, own_time, durable)
+        except _core.OffsetConflict:
+            continue  # another writer was faster: the offsets in the batches must be others
+    raise TimeoutError(f"partition {partition} is appended to by others all the time")
+
+
+def _size(chunk: Chunk) -> int:
+    return sum(0 if part is None else part.nbytes for part in chunk[1:])
+
+
+def compressed_messages(
+    given: ArrayAppend, timestamp: int, rows: int, base: int, version: SchemaVersion, config: TopicConfig
+) -> list[tuple[Any, int, int, int, bool]]:
+    """The chunks as compressed Arrow IPC messages: (message, rows, first time, last time, has headers)."""
+    options = pa.ipc.IpcWriteOptions(compression=config.compression)
+    messages = []
+    for count, key, value, headers, times in given.chunks:
+        for start in range(0, count, rows):
+            length = min(rows, count - start)
+            stamps = np.full(length, timestamp, np.int64) if times is None else times[start : start + length]
+            batch = pa.RecordBatch.from_arrays(
+                [
+                    pa.array(np.arange(base, base + length)),
+                    pa.array(stamps).view(TIMESTAMP),
+                    _slice(key, start, length, pa.binary()),
+                    _checked_size(_slice(value, start, length, version.value_type), config),
+                    _slice(headers, start, length, HEADERS),
+                ],
+                schema=version.file,
+            )
+            low, high = int(stamps.min()), int(stamps.max())
+            messages.append((_message_of(batch, options), length, low, high, headers is not None))
+            base += length
+    return messages
+
+
+def _checked_size(value: pa.Array, config: TopicConfig) -> pa.Array:
+    if pa.types.is_binary(value.type):
+        longest = pc.max(pc.binary_length(value)).as_py() or 0
+        if longest > config.max_record_bytes:
+            raise RecordTooLargeError(f"a value of {longest} bytes is above max_record_bytes ({config.max_record_bytes})")
+    return value
+
+
+def _slice(array: pa.Array | None, start: int, length: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(length, kind) if array is None else array.slice(start, length)
+
+
+def _message_of(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> memoryview:
+    """The record batch message alone, out of a stream that begins with the schema message."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+        end = sink.tell()
+    stream = memoryview(sink.getvalue()).cast("B")
+    return stream[8 + int.from_bytes(stream[4:8], "little") : end]

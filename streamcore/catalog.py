@@ -1,0 +1,235 @@
+"""`catalog.sqlite`: topics, their settings and schemas, and other small state of a store.
+
+Every change is a transaction of its own with synchronous=FULL. A store that is opened for reading never writes here:
+the file is then read as it is, or, while a writer has it open, through SQLite's own protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicExistsError
+
+CATALOG_NAME = "catalog.sqlite"
+CATALOG_FORMAT = 1
+_BUSY_TIMEOUT_S = 30.0
+
+_TABLES = """
+create table meta (key text primary key, value text not null) without rowid;
+create table topics (
+  id text primary key,
+  name text not null unique,
+  folder text not null unique,
+  partitions integer not null,
+  config text not null,
+  generation integer not null,
+  mixed integer not null
+) without rowid;
+create table schemas (
+  topic_id text not null references topics (id) on delete cascade,
+  version integer not null,
+  schema blob,
+  primary key (topic_id, version)
+) without rowid;
+create table settings (key text primary key, value text not null) without rowid;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicRow:
+    """What the catalog knows of a topic. `schemas` maps a version to a serialized Arrow schema, None for plain.
+
+    `mixed`: its batches may differ in schema or compression, so a scan looks at each.
+    """
+
+    id: str
+    name: str
+    folder: str
+    partitions: int
+    config: dict[str, Any]
+    generation: int
+    mixed: bool
+    schemas: dict[int, bytes | None]
+
+
+class Catalog:
+    """The catalog of one store. Used by one process; threads exclude each other."""
+
+    def __init__(self, store_path: Path, writable: bool) -> None:
+        self.path = store_path / CATALOG_NAME
+        self._writable = writable
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        if writable:
+            self._connection = self._open_writable()
+        with self._reading() as connection:
+            self._check_format(connection)
+
+    # ---- connections ----
+
+    def _open_writable(self) -> sqlite3.Connection:
+        with self._translated():
+            connection = sqlite3.connect(
+                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+            connection.execute("pragma foreign_keys = on")
+            connection.execute("begin immediate")
+            try:
+                if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
+                    for statement in _TABLES.split(";\n"):
+                        connection.execute(statement)
+                    connection.execute("insert into meta values ('format', ?)", (str(CATALOG_FORMAT),))
+                connection.execute("commit")
+            except BaseException:
+                connection.execute("rollback")
+                connection.close()
+                raise
+            return connection
+
+    def _open_read_only(self) -> sqlite3.Connection:
+        log = self.path.with_name(self.path.name + "-wal")
+        live = log.exists() and log.stat().st_size > 0
+        options = "mode=ro" if live else "mode=ro&immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            if self._connection is not None:
+                yield self._connection
+                return
+            if self._writable:
+                raise sqlite3.ProgrammingError("the catalog is closed")
+            with contextlib.closing(self._open_read_only()) as connection:
+                yield connection
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        if not self._writable:
+            raise StoreReadOnlyError("the store was opened with mode 'r'")
+        with self._reading() as connection:
+            connection.execute("begin immediate")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("rollback")
+                raise
+            connection.execute("commit")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise StorageError(0, f"the catalog cannot be used ({error})", str(self.path)) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptionError(f"the catalog is damaged ({error})", str(self.path)) from error
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        row = connection.execute("select value from meta where key = 'format'").fetchone()
+        if row is None or row[0] != str(CATALOG_FORMAT):
+            found = "no format" if row is None else f"format {row[0]}"
+            raise StoreFormatError(f"{self.path} has {found}; this version of streamcore reads format {CATALOG_FORMAT}")
+
+    def close(self) -> None:
+        """Closes the connection; safe to call twice."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    # ---- topics ----
+
+    def topics(self) -> list[TopicRow]:
+        """All topics, by name."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "select id, name, folder, partitions, config, generation, mixed from topics order by name"
+            ).fetchall()
+            return [self._with_schemas(connection, row) for row in rows]
+
+    def topic(self, name: str) -> TopicRow | None:
+        """The topic of this name."""
+        return self._one_topic("name", name)
+
+    def topic_by_id(self, topic_id: str) -> TopicRow | None:
+        """The topic of this id."""
+        return self._one_topic("id", topic_id)
+
+    def _one_topic(self, column: str, value: str) -> TopicRow | None:
+        with self._reading() as connection:
+            row = connection.execute(
+                f"select id, name, folder, partitions, config, generation, mixed from topics where {column} = ?", (value,)
+            ).fetchone()
+            return None if row is None else self._with_schemas(connection, row)
+
+    def _with_schemas(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> TopicRow:
+        schemas = dict(connection.execute("select version, schema from schemas where topic_id = ?", (row[0],)).fetchall())
+        try:
+            config = json.loads(row[4])
+        except ValueError as error:
+            raise CorruptionError(f"the settings of topic {row[1]!r} are damaged", str(self.path)) from error
+        return TopicRow(row[0], row[1], row[2], row[3], config, row[5], bool(row[6]), schemas)
+
+    def add_topic(self, row: TopicRow) -> None:
+        """Records a new topic. Raises TopicExistsError."""
+        try:
+            with self._changing() as connection:
+                connection.execute(
+                    "insert into topics values (?, ?, ?, ?, ?, ?, ?)",
+                    (row.id, row.name, row.folder, row.partitions, json.dumps(row.config), row.generation, row.mixed),
+                )
+                for version, schema in row.schemas.items():
+                    connection.execute("insert into schemas values (?, ?, ?)", (row.id, version, schema))
+        except sqlite3.IntegrityError:
+            raise TopicExistsError(f"topic {row.name!r} exists already") from None
+
+    def change_topic(self, row: TopicRow) -> bool:
+        """Replaces a topic's settings if its generation is still the one before `row`'s; adds new schemas."""
+        with self._changing() as connection:
+            changed = connection.execute(
+                "update topics set partitions = ?, config = ?, generation = ?, mixed = ? where id = ? and generation = ?",
+                (row.partitions, json.dumps(row.config), row.generation, row.mixed, row.id, row.generation - 1),
+            ).rowcount
+            if changed == 0:
+                return False
+            for version, schema in row.schemas.items():
+                connection.execute("insert or ignore into schemas values (?, ?, ?)", (row.id, version, schema))
+            return True
+
+    def remove_topic(self, topic_id: str) -> bool:
+        """Forgets a topic; False when it was gone already."""
+        with self._changing() as connection:
+            return connection.execute("delete from topics where id = ?", (topic_id,)).rowcount > 0
+
+    # ---- other state ----
+
+    def setting(self, key: str) -> str | None:
+        """A string kept for a key."""
+        with self._reading() as connection:
+            row = connection.execute("select value from settings where key = ?", (key,)).fetchone()
+            return None if row is None else row[0]
+
+    def set_setting(self, key: str, value: str | None) -> None:
+        """Keeps a string for a key; None removes it."""
+        with self._changing() as connection:
+            if value is None:
+                connection.execute("delete from settings where key = ?", (key,))
+            else:
+                connection.execute("insert or replace into settings values (?, ?)", (key, value))
+
+    def check(self) -> list[str]:
+        """What SQLite's own integrity check finds."""
+        with self._reading() as connection:
+            return [row[0] for row in connection.execute("pragma integrity_check").fetchall() if row[0] != "ok"]

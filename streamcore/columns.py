@@ -1,0 +1,293 @@
+"""What callers hand to `append`, turned into what the core takes: lists of bytes, Arrow arrays, int64 milliseconds."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from streamcore.schema import HEADERS
+
+Times = npt.NDArray[np.int64]
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_INT64_LIMIT = 1 << 63
+
+
+# ---- times -----------------------------------------------------------------------------------------------------
+
+
+def milliseconds(moment: Any, name: str) -> int:
+    """Milliseconds since 1970 of an int or an aware datetime (rounded down)."""
+    if isinstance(moment, bool):
+        raise TypeError(f"{name} is a bool; an aware datetime or int milliseconds is needed")
+    if isinstance(moment, (int, np.integer)):
+        if not -_INT64_LIMIT <= int(moment) < _INT64_LIMIT:
+            raise ValueError(f"{name} is {moment}, which does not fit into 64 bits of milliseconds")
+        return int(moment)
+    if isinstance(moment, datetime.datetime):
+        return microseconds(moment, name) // 1000
+    raise TypeError(f"{name} is {type(moment).__name__}; an aware datetime or int milliseconds is needed")
+
+
+def microseconds(moment: datetime.datetime, name: str) -> int:
+    """Microseconds since 1970 of an aware datetime; ValueError for a naive one."""
+    if moment.tzinfo is None or moment.utcoffset() is None:
+        raise ValueError(f"{name} is {moment!r}, which has no time zone: give an aware datetime, for example in datetime.UTC")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def times_of(timestamps: Any, count: int) -> tuple[Times | None, int]:
+    """(array of `count` milliseconds, 0) or (None, one time for all)."""
+    if isinstance(timestamps, (int, datetime.datetime, np.integer)):
+        return None, milliseconds(timestamps, "timestamps")
+    array = _time_array(timestamps)
+    if len(array) != count:
+        raise ValueError(f"{len(array)} timestamps for {count} values")
+    return array, 0
+
+
+def _time_array(timestamps: Any) -> Times:
+    if isinstance(timestamps, np.ndarray):
+        return _numpy_times(timestamps)
+    if isinstance(timestamps, (list, tuple)):
+        return np.fromiter(
+            (milliseconds(moment, f"timestamps[{i}]") for i, moment in enumerate(timestamps)), np.int64, len(timestamps)
+        )
+    return arrow_times(arrow_array(timestamps, "timestamps"))
+
+
+def _numpy_times(array: npt.NDArray[Any]) -> Times:
+    if array.ndim != 1:
+        raise ValueError(f"timestamps has {array.ndim} dimensions; one is needed")
+    if np.issubdtype(array.dtype, np.datetime64):
+        if np.isnat(array).any():
+            raise ValueError("timestamps has NaT; every record has a time")
+        return np.ascontiguousarray(array.astype("datetime64[ms]").astype(np.int64))
+    if np.issubdtype(array.dtype, np.integer):
+        return np.ascontiguousarray(array.astype(np.int64))
+    raise TypeError(f"timestamps is an array of {array.dtype}; int64 milliseconds or datetime64 is needed")
+
+
+def arrow_times(array: pa.Array) -> Times:
+    """Milliseconds of an Arrow array of integers or of timestamps with a time zone."""
+    if array.null_count:
+        raise ValueError("timestamps has nulls; every record has a time")
+    if pa.types.is_timestamp(array.type):
+        if array.type.tz is None:
+            raise ValueError(f"timestamps are {array.type}, without a time zone: cast them, for example to timestamp('ms', 'UTC')")
+        array = array.cast(pa.timestamp("ms", tz="UTC"), safe=False).view(pa.int64())
+    elif pa.types.is_integer(array.type):
+        array = array.cast(pa.int64())
+    else:
+        raise TypeError(f"timestamps are {array.type}; int64 milliseconds or timestamps with a time zone are needed")
+    return np.ascontiguousarray(array.to_numpy(zero_copy_only=False))
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------
+
+
+def is_arrow_like(values: Any) -> bool:
+    """True for what carries Arrow data or can be viewed as such: arrays, series, NumPy arrays."""
+    return isinstance(values, (pa.Array, pa.ChunkedArray, np.ndarray)) or any(
+        hasattr(values, name) for name in ("__arrow_c_array__", "__arrow_c_stream__", "__arrow_array__")
+    )
+
+
+def arrow_array(values: Any, name: str) -> pa.Array:
+    """One Arrow array of anything that carries Arrow data or converts to it."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, np.ndarray) and values.ndim != 1:
+        raise ValueError(f"{name} has {values.ndim} dimensions; one is needed")
+    try:
+        if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "__arrow_c_array__"):
+            return arrow_array(pa.chunked_array(values), name)
+        array = pa.array(values)
+    except (pa.ArrowException, TypeError) as error:
+        raise TypeError(f"{name} is {type(values).__name__}, which is no Arrow array: {error}") from error
+    return arrow_array(array, name) if isinstance(array, pa.ChunkedArray) else array
+
+
+def decode_dictionaries(array: pa.Array) -> pa.Array:
+    """Dictionary-encoded values as plain ones, at the top level."""
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def binary_array(values: Any, name: str) -> pa.Array | None:
+    """Bytes of a list, NumPy `S` array or Arrow array of binary or strings; None when all are null."""
+    if isinstance(values, (list, tuple)):
+        for i, value in enumerate(values):
+            if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
+                raise TypeError(f"{name}[{i}] is {type(value).__name__}; bytes, another bytes-like object or None is needed")
+        return pa.array([None if v is None else bytes(v) for v in values], pa.binary())
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "SO":
+        raise TypeError(f"{name} is an array of {values.dtype}; NumPy bytes (dtype S) are needed")
+    array = decode_dictionaries(arrow_array(values, name))
+    kind = array.type
+    types = pa.types
+    if types.is_null(kind):
+        return None
+    if types.is_fixed_size_binary(kind) or types.is_binary(kind) or types.is_string(kind):
+        return array.cast(pa.binary())
+    if types.is_large_binary(kind) or types.is_large_string(kind) or _is_view(kind):
+        return _to_binary(array)
+    raise TypeError(f"{name} is an Arrow array of {kind}; binary or string of any kind is needed")
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return pa.types.is_binary_view(kind) or pa.types.is_string_view(kind)
+
+
+def _to_binary(array: pa.Array) -> pa.Array:
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.string())
+    try:
+        return array.cast(pa.binary())
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"more than 2 GiB of bytes in one array: append it in parts ({error})") from error
+
+
+def headers_array(headers: Any, count: int) -> pa.Array | None:
+    """Headers as list<struct<key: utf8, value: binary>>; None when no record has any."""
+    if headers is None:
+        return None
+    if is_arrow_like(headers) and not isinstance(headers, np.ndarray):
+        array = arrow_array(headers, "headers")
+        try:
+            array = array.cast(HEADERS)
+        except (pa.ArrowException, TypeError) as error:
+            raise TypeError(f"headers are {array.type}; {HEADERS} is needed") from error
+    else:
+        array = pa.array([_header_list(one, i) for i, one in enumerate(headers)], HEADERS)
+    if len(array) != count:
+        raise ValueError(f"{len(array)} headers for {count} values")
+    return None if array.null_count == count else array
+
+
+def _header_list(headers: Any, row: int) -> list[dict[str, Any]] | None:
+    if headers is None:
+        return None
+    pairs: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
+    result = []
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"headers[{row}] has {pair!r}; (str, bytes or None) pairs or a dict are needed")
+        key, value = pair
+        if not isinstance(key, str) or not (value is None or isinstance(value, (bytes, bytearray, memoryview))):
+            raise TypeError(f"headers[{row}] has {pair!r}; (str, bytes or None) pairs or a dict are needed")
+        result.append({"key": key, "value": None if value is None else bytes(value)})
+    return result or None
+
+
+# ---- typed values ----------------------------------------------------------------------------------------------
+
+
+def _family(kind: pa.DataType) -> Any:
+    """Types that differ only in how they are laid out have the same family."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _family(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "string"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return "binary"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return ("list", _family(kind.value_type))
+    if types.is_struct(kind):
+        return ("struct", tuple((kind.field(i).name, _family(kind.field(i).type)) for i in range(kind.num_fields)))
+    return kind
+
+
+def _conform(array: pa.Array, field: pa.Field) -> pa.Array:
+    """A column in exactly the field's type. Only the layout may differ: strings stay strings, lists stay lists."""
+    if array.type != field.type:
+        if not pa.types.is_null(array.type) and _family(array.type) != _family(field.type):
+            raise TypeError(f"column {field.name!r} is {array.type}; the topic's schema has {field.type}")
+        try:
+            array = decode_dictionaries(array).cast(field.type)
+        except (pa.ArrowException, NotImplementedError) as error:
+            raise TypeError(f"column {field.name!r} is {array.type}, which cannot become {field.type}: {error}") from error
+    if not field.nullable and array.null_count:
+        raise ValueError(f"column {field.name!r} has {array.null_count} nulls; the topic's schema says that it has none")
+    return array
+
+
+def struct_of_columns(columns: Mapping[str, pa.Array], schema: pa.Schema, count: int) -> pa.StructArray:
+    """The value column of a typed topic from one array per field; nullable fields may be left out."""
+    for name in columns:
+        if name not in schema.names:
+            raise ValueError(f"column {name!r} is not in the topic's schema, which has {', '.join(schema.names)}")
+    arrays = []
+    for field in schema:
+        array = columns.get(field.name)
+        if array is None:
+            if not field.nullable:
+                raise ValueError(f"column {field.name!r} ({field.type}) is missing, and it is not nullable")
+            array = pa.nulls(count, field.type)
+        arrays.append(_conform(array, field))
+    return pa.StructArray.from_arrays(arrays, fields=list(schema))
+
+
+def struct_of_array(array: pa.Array, schema: pa.Schema) -> pa.StructArray:
+    """The value column from a struct array, whose null structs are tombstones."""
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), pa.struct(list(schema)))
+    if not pa.types.is_struct(array.type):
+        raise TypeError(f"values are {array.type}; a struct array of {', '.join(schema.names)} is needed")
+    names = [array.type.field(i).name for i in range(array.type.num_fields)]
+    if not array.null_count:
+        return struct_of_columns(dict(zip(names, array.flatten(), strict=True)), schema, len(array))
+    valid = pc.is_valid(array)
+    present = array.filter(valid)
+    made = struct_of_columns(dict(zip(names, present.flatten(), strict=True)), schema, len(present))
+    positions = pc.if_else(valid, pc.subtract(pc.cumulative_sum(valid.cast(pa.int64())), 1), None)
+    return made.take(positions)
+
+
+def struct_of_dicts(values: Sequence[Any], schema: pa.Schema) -> pa.StructArray:
+    """The value column from dicts; None is a tombstone."""
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(f"values[{i}] is {type(value).__name__}; a dict of the topic's fields or None is needed")
+        for name in value:
+            if name not in schema.names:
+                raise ValueError(f"values[{i}] has {name!r}, which is not in the topic's schema: {', '.join(schema.names)}")
+    mask = pa.array([value is None for value in values], pa.bool_())
+    arrays = []
+    for field in schema:
+        column = [None if value is None else value.get(field.name) for value in values]
+        arrays.append(_array_of_objects(column, field, values))
+    return pa.StructArray.from_arrays(arrays, fields=list(schema), mask=mask)
+
+
+def _array_of_objects(column: list[Any], field: pa.Field, values: Sequence[Any]) -> pa.Array:
+    try:
+        array = pa.array(column, field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+        row = _first_bad(column, field.type)
+        found = type(column[row]).__name__
+        raise TypeError(f"values[{row}][{field.name!r}] is {found} {column[row]!r}; the topic's schema has {field.type} ({error})") from error
+    if not field.nullable:
+        for i, item in enumerate(column):
+            if item is None and values[i] is not None:
+                raise ValueError(f"values[{i}] has no {field.name!r}, which the topic's schema says is not null")
+    return array
+
+
+def _first_bad(column: list[Any], kind: pa.DataType) -> int:
+    for i, item in enumerate(column):
+        try:
+            pa.array([item], kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+            return i
+    return 0

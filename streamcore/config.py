@@ -1,0 +1,90 @@
+"""The settings of a topic: names as in the API contract, checked, kept as JSON in the catalog."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+DURABILITIES = ("os", "disk")
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_SEGMENT_BYTES_MIN = 64 << 10
+_SEGMENT_BYTES_MAX = 1 << 40
+PARTITIONS_MAX = 100_000
+_RECORD_BYTES_MAX = (1 << 31) - (1 << 20)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicConfig:
+    """Settings of a topic.
+
+    retention_ms, retention_bytes: None keeps for ever. cleanup: "delete", "compact" or "compact,delete". compression:
+    "none", "lz4" or "zstd". timestamp_type: "create" (the producer's time) or "append" (the log's). segment_bytes: a
+    segment is rolled before it would grow past this. segment_ms: or when it is this old; None: never. max_record_bytes:
+    of a key or value. durability: "os", "disk" or None (the store's).
+    """
+
+    retention_ms: int | None = None
+    retention_bytes: int | None = None
+    cleanup: str = "delete"
+    compression: str = "none"
+    timestamp_type: str = "create"
+    segment_bytes: int = 1 << 30
+    segment_ms: int | None = None
+    max_record_bytes: int = 64 << 20
+    durability: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("retention_ms", "retention_bytes", "segment_ms"):
+            _check_int(name, getattr(self, name), 1, (1 << 62), optional=True)
+        _check_int("segment_bytes", self.segment_bytes, _SEGMENT_BYTES_MIN, _SEGMENT_BYTES_MAX)
+        _check_int("max_record_bytes", self.max_record_bytes, 1, _RECORD_BYTES_MAX)
+        _check_choice("cleanup", self.cleanup, ("delete", "compact", "compact,delete"))
+        _check_choice("compression", self.compression, ("none", "lz4", "zstd"))
+        _check_choice("timestamp_type", self.timestamp_type, ("create", "append"))
+        if self.durability is not None:
+            check_durability(self.durability)
+
+    def changed(self, settings: dict[str, Any]) -> TopicConfig:
+        """A copy with some settings replaced; TypeError for a name that is no setting."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"{name!r} is no setting of a topic; there are {', '.join(known)}")
+        return dataclasses.replace(self, **settings)
+
+
+def check_durability(durability: Any) -> str:
+    """"os" or "disk"."""
+    _check_choice("durability", durability, DURABILITIES)
+    return str(durability)
+
+
+def check_topic_name(name: Any) -> str:
+    """1 to 249 of a-z A-Z 0-9 . _ - and neither "." nor ".." (the rule of Apache Kafka)."""
+    if not isinstance(name, str):
+        raise TypeError(f"a topic's name is a str, not {type(name).__name__}")
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        shown = repr(name if len(name) <= 80 else name[:77] + "...")
+        raise ValueError(f"{shown} ({len(name)} characters) is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ - are allowed")
+    return name
+
+
+def check_partitions(partitions: Any) -> int:
+    """1 to 100,000."""
+    _check_int("partitions", partitions, 1, PARTITIONS_MAX)
+    return int(partitions)
+
+
+def _check_int(name: str, value: Any, low: int, high: int, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; an int {'or None ' if optional else ''}is needed")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; {low} to {high} is allowed")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; {' or '.join(map(repr, choices))} is allowed")

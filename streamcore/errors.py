@@ -1,0 +1,84 @@
+"""The errors of streamcore. Wrong types and values of arguments are TypeError and ValueError."""
+
+from __future__ import annotations
+
+import os
+
+
+class StreamcoreError(Exception):
+    """Base of all errors of streamcore."""
+
+
+class StorageError(StreamcoreError, OSError):
+    """The file system or the drive said no: `errno`, `filename`.
+
+    A partition whose sync failed refuses appends until the store is opened anew: what a failed fsync left in the page
+    cache is unknown (see PostgreSQL's "fsync-gate"), so it is never retried.
+    """
+
+    def __init__(self, errno: int, message: str, path: str | None = None) -> None:
+        text = os.strerror(errno) if errno else "input/output error"
+        OSError.__init__(self, errno, f"{message}: {text}", path)
+
+    @property
+    def path(self) -> str | None:
+        """The file that the error is about."""
+        return self.filename  # type: ignore[no-any-return]
+
+
+class CorruptionError(StreamcoreError):
+    """Stored bytes are not what their checksum or the format says.
+
+    `path` names the file, `offset` the first record that cannot be read, `position` the byte in the file.
+    """
+
+    def __init__(self, message: str, path: str | None = None, offset: int | None = None, position: int | None = None):
+        self.message = message
+        self.path = path
+        self.offset = offset
+        self.position = position
+        where = [f"file {path}"] if path else []
+        where += [f"offset {offset}"] if offset is not None else []
+        where += [f"position {position}"] if position is not None else []
+        super().__init__(f"{message} ({', '.join(where)})" if where else message)
+
+
+class StoreFormatError(StreamcoreError):
+    """A store or file is of a format that this version cannot read, or belongs elsewhere."""
+
+
+class TopicExistsError(StreamcoreError):
+    """A topic of this name exists already."""
+
+
+class TopicNotFoundError(StreamcoreError, LookupError):
+    """There is no topic of this name, or it was deleted."""
+
+
+class OffsetOutOfRangeError(StreamcoreError, IndexError):
+    """An offset outside the log, which reaches from `earliest` up to, but not including, `latest`."""
+
+    def __init__(self, message: str, earliest: int, latest: int) -> None:
+        super().__init__(message)
+        self.earliest = earliest
+        self.latest = latest
+
+
+class RecordTooLargeError(StreamcoreError):
+    """A record above the topic's `max_record_bytes`, or a batch above 2 GiB."""
+
+
+class StoreReadOnlyError(StreamcoreError):
+    """The store was opened with mode "r"."""
+
+
+class FencedError(StreamcoreError):
+    """A newer producer or group member has taken this one's place (KIP-98)."""
+
+
+class GroupError(StreamcoreError):
+    """A consumer group does not allow this now."""
+
+
+class TransactionError(StreamcoreError):
+    """A transaction does not allow this now."""

@@ -1,0 +1,400 @@
+"""A store: a directory with a catalog and topics."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import logging
+import os
+import shutil
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import pyarrow as pa
+import xxhash
+
+from streamcore import schema as schemas
+from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
+from streamcore.config import TopicConfig, check_durability, check_partitions, check_topic_name
+from streamcore.errors import (
+    CorruptionError,
+    StorageError,
+    StoreFormatError,
+    StoreReadOnlyError,
+    StreamcoreError,
+    TopicNotFoundError,
+)
+from streamcore.topic import Topic
+
+Mode = Literal["r", "rw"]
+FLUSH_INTERVAL_S = 0.5
+_DIGEST_CHUNK = 4 << 20
+_FOLDER_NAME_MAX = 200
+_DELETED_PREFIX = ".deleted-"
+
+_log = logging.getLogger("streamcore")
+
+
+class Problem(NamedTuple):
+    """Something wrong in a store: in which file, from which record offset, at which byte."""
+
+    path: str
+    offset: int | None
+    position: int | None
+    message: str
+
+
+class Digest(NamedTuple):
+    """The XXH3-128 digest (hex) of a segment's written bytes."""
+
+    path: str
+    size_bytes: int
+    xxh3_128: str
+
+
+def open(path: str | os.PathLike[str], mode: Mode = "rw", durability: Literal["os", "disk"] = "os") -> Store:
+    """Opens the store in a directory; with mode "rw" makes it when absent. Mode "r" never writes a byte.
+
+    durability: of appends that say nothing else, on topics that say nothing else: "os" survives any crash of the process
+    and is flushed in the background within a second, "disk" returns when the drive has it.
+
+    Raises StorageError (no such directory, no permission, not a directory) and StoreFormatError.
+    """
+    return Store(path, mode, durability)
+
+
+class Store:
+    """An open store. Any thread may use it; a forked child must open its own. A context manager."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], mode: Mode = "rw", durability: Literal["os", "disk"] = "os"
+    ) -> None:
+        self.closed = True
+        if mode not in ("r", "rw"):
+            raise ValueError(f"mode is {mode!r}; 'r' or 'rw' is allowed")
+        if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path is {type(path).__name__}; str or os.PathLike is needed")
+        self.path = Path(path)
+        self.mode: Mode = mode
+        self.durability = check_durability(durability)
+        self.lock = threading.RLock()
+        self._pid = os.getpid()
+        self._topics: dict[str, Topic] = {}
+        _prepare_folder(self.path, mode)
+        self.catalog = Catalog(self.path, mode == "rw")
+        self._flusher = _Flusher()
+        self.closed = False
+        _open_stores.add(self)
+
+    # ---- topics ----
+
+    def create_topic(self, name: str, partitions: int = 1, schema: Any = None, **settings: Any) -> Topic:
+        """Makes a topic. With `schema` (anything with `__arrow_c_schema__`) it is typed.
+
+        settings: retention_ms, retention_bytes, cleanup, compression, timestamp_type, segment_bytes, segment_ms,
+        max_record_bytes, durability: see TopicConfig. Raises TopicExistsError, ValueError, TypeError.
+        """
+        self._check_writable()
+        check_topic_name(name)
+        check_partitions(partitions)
+        config = TopicConfig().changed(settings)
+        user = None if schema is None else schemas.checked_user_schema(schema)
+        topic_id = uuid.uuid4().hex[:16]
+        row = TopicRow(
+            id=topic_id,
+            name=name,
+            folder=f"{name[:_FOLDER_NAME_MAX]}-{topic_id}",
+            partitions=partitions,
+            config=dataclasses.asdict(config),
+            generation=1,
+            mixed=config.compression != "none",
+            schemas={1: None if user is None else user.serialize().to_pybytes()},
+        )
+        topic = Topic(self, row)
+        _make_topic_folder(self.path, row.folder)
+        try:
+            self.catalog.add_topic(row)
+        except BaseException:
+            (self.path / "topics" / row.folder).rmdir()
+            raise
+        with self.lock:
+            self._topics[row.id] = topic
+        return topic
+
+    def topic(self, name: str) -> Topic:
+        """The topic of this name. Raises TopicNotFoundError, which suggests close names."""
+        self.check_open()
+        row = self.catalog.topic(check_topic_name(name))
+        if row is None:
+            raise TopicNotFoundError(self._missing(name))
+        return self._topic_of(row)
+
+    def _topic_of(self, row: TopicRow) -> Topic:
+        with self.lock:
+            return self._topics.setdefault(row.id, Topic(self, row))
+
+    def _missing(self, name: str) -> str:
+        names = [row.name for row in self.catalog.topics()]
+        close = difflib.get_close_matches(name, names, 3)
+        if close:
+            return f"there is no topic {name!r}; did you mean {' or '.join(map(repr, close))}?"
+        return f"there is no topic {name!r}; there are {', '.join(map(repr, names[:20])) or 'none'}"
+
+    def topics(self) -> list[Topic]:
+        """All topics, by name."""
+        self.check_open()
+        return [self._topic_of(row) for row in self.catalog.topics()]
+
+    def delete_topic(self, name: str) -> None:
+        """Deletes a topic and its records. Readers that have it mapped keep what they have. Raises TopicNotFoundError."""
+        self._check_writable()
+        topic = self.topic(name)
+        topic.open()
+        if not self.catalog.remove_topic(topic.id):
+            raise TopicNotFoundError(self._missing(name))
+        topic.close_core(deleted=True)
+        with self.lock:
+            self._topics.pop(topic.id, None)
+        topics = self.path / "topics"
+        row_folder = topic.folder
+        gone = topics / (_DELETED_PREFIX + row_folder)[:255]
+        (topics / row_folder).rename(gone)
+        _sync_folder(topics)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    # ---- checks ----
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
+        """Reads every byte of every topic and returns all problems; empty when the store is sound.
+
+        progress(done bytes, total bytes) is called now and then.
+        """
+        self.check_open()
+        problems = [Problem(str(self.catalog.path), None, None, message) for message in self.catalog.check()]
+        topics = self.topics()
+        total = 0
+        for topic in topics:
+            try:
+                total += sum(partition.size_bytes for partition in topic.partitions)
+            except StreamcoreError:
+                _log.debug("the size of %s is not known", topic.name, exc_info=True)
+        done = 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(min(done, total), total)
+
+        for topic in topics:
+            problems += self._verify_topic(topic, count)
+        return problems
+
+    def _verify_topic(self, topic: Topic, count: Callable[[int], None]) -> list[Problem]:
+        problems = []
+        for partition in range(topic.partition_count):
+            try:
+                problems += [Problem(*found) for found in topic.verify_partition(partition, count)]
+            except (CorruptionError, StorageError, StoreFormatError) as error:
+                problems.append(
+                    Problem(
+                        getattr(error, "path", None) or str(self.path / "topics" / topic.folder),
+                        getattr(error, "offset", None),
+                        getattr(error, "position", None),
+                        str(error),
+                    )
+                )
+        return problems
+
+    def digests(self) -> Iterator[Digest]:
+        """The digest of each segment file, over what is written of it (not its preallocated end)."""
+        self.check_open()
+        for topic in self.topics():
+            for segment in topic.segments():
+                digest = xxhash.xxh3_128()
+                left = segment.size_bytes
+                with Path(segment.path).open("rb") as file:
+                    while left > 0 and (chunk := file.read(min(left, _DIGEST_CHUNK))):
+                        digest.update(chunk)
+                        left -= len(chunk)
+                yield Digest(segment.path, segment.size_bytes, digest.hexdigest())
+
+    # ---- queries and settings ----
+
+    def sql(self, query: str) -> pa.Table:
+        """Answers a query in DuckDB's SQL, in which each topic is a table (needs the extra `sql`)."""
+        from streamcore.sql import query as run
+
+        return run(self, query)
+
+    def get_setting(self, key: str, default: str | None = None) -> str | None:
+        """A string that an application keeps in the store's catalog."""
+        self.check_open()
+        found = self.catalog.setting(key)
+        return default if found is None else found
+
+    def set_setting(self, key: str, value: str | None) -> None:
+        """Keeps a string in the store's catalog, durably; None removes it."""
+        self._check_writable()
+        self.catalog.set_setting(key, value)
+
+    # ---- flushing and closing ----
+
+    def flush(self) -> None:
+        """Returns when everything that this store appended is on the drive."""
+        self._check_writable()
+        with self.lock:
+            topics = list(self._topics.values())
+        for topic in topics:
+            topic.flush_appended()
+
+    def note_unflushed(self, topic: Topic) -> None:
+        """Has a topic flushed in the background within a second; called by appends."""
+        topic.mark_unflushed()
+        self._flusher.add(topic)
+
+    def check_open(self) -> None:
+        """Raises StreamcoreError when the store is closed, or was opened by the parent of this process."""
+        if os.getpid() != self._pid:
+            raise StreamcoreError("this store was opened before a fork: open it again in the child process")
+        if self.closed:
+            raise StreamcoreError("the store is closed")
+
+    def _check_writable(self) -> None:
+        self.check_open()
+        if self.mode == "r":
+            raise StoreReadOnlyError("the store was opened with mode 'r'")
+
+    def close(self) -> None:
+        """Flushes and closes; safe to call twice and from several threads. Scans and tables made before stay valid."""
+        with self.lock:
+            if self.closed or os.getpid() != self._pid:
+                self.closed = True
+                return
+            self.closed = True
+            topics = list(self._topics.values())
+        _open_stores.discard(self)
+        self._flusher.stop()
+        failures: list[BaseException] = []
+        for topic in topics:
+            try:
+                topic.close_core()
+            except (StreamcoreError, OSError) as error:
+                failures.append(error)
+        self.catalog.close()
+        if failures:
+            raise failures[0]
+
+    def __enter__(self) -> Self:
+        self.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            try:
+                self.close()
+            except (StreamcoreError, OSError):
+                _log.warning("closing %s failed", self.path, exc_info=True)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self.mode
+        return f"<Store {str(self.path)!r}, {state}>"
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+# ---- the background flush --------------------------------------------------------------------------------------
+
+
+class _Flusher:
+    """One thread per store, started by the first append with durability "os"; idle without appends."""
+
+    def __init__(self) -> None:
+        self._topics: set[Topic] = set()
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def add(self, topic: Topic) -> None:
+        with self._condition:
+            self._topics.add(topic)
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="streamcore-flush", daemon=True)
+                self._thread.start()
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._topics or self._stopping)
+                if not self._stopping:
+                    self._condition.wait_for(lambda: self._stopping, FLUSH_INTERVAL_S)
+                if self._stopping:
+                    return
+                topics, self._topics = self._topics, set()
+            for topic in topics:
+                try:
+                    topic.flush_appended()
+                except StreamcoreError as error:
+                    # the partition is poisoned by now: the next append raises this to the caller
+                    _log.warning("the background flush of %s failed: %s", topic.name, error)
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def _prepare_folder(path: Path, mode: Mode) -> None:
+    try:
+        if mode == "rw":
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "topics").mkdir(exist_ok=True)
+            _sync_folder(path)
+        elif not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
+    except (FileExistsError, NotADirectoryError):
+        raise StorageError(errno.ENOTDIR, f"{path} cannot be opened as a store", str(path)) from None
+    except OSError as error:
+        raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
+    if (path / CATALOG_NAME).exists():
+        return
+    if mode == "r":
+        raise StoreFormatError(f"{path} is not a store: it has no {CATALOG_NAME}")
+    if any((path / "topics").iterdir()):
+        raise StoreFormatError(f"{path} has topics but no {CATALOG_NAME}: restore that file from a backup")
+
+
+def _make_topic_folder(store_path: Path, folder: str) -> None:
+    topics = store_path / "topics"
+    try:
+        (topics / folder).mkdir()
+        _sync_folder(topics)
+    except OSError as error:
+        raise StorageError(error.errno or 0, "a topic's folder cannot be made", str(topics / folder)) from None
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,473 @@
+"""A topic: appends, scans, settings, partitions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from streamcore import _core, columns, schema
+from streamcore.append import ArrayAppend, append_arrays
+from streamcore.catalog import TopicRow
+from streamcore.config import TopicConfig, check_durability, check_partitions
+from streamcore.errors import StoreFormatError, StoreReadOnlyError, TopicNotFoundError
+from streamcore.scan import Bound, Scan, plan_legs
+
+if TYPE_CHECKING:
+    from streamcore.store import Store
+
+_Result = TypeVar("_Result")
+Durability = Literal["os", "disk"]
+_STALE_RETRIES = 100
+
+
+class Span(NamedTuple):
+    """Where records went: offsets `first_offset` up to, but not including, `end_offset` of a partition."""
+
+    partition: int
+    first_offset: int
+    end_offset: int
+
+
+class Partition(NamedTuple):
+    """A partition at one moment. `durable_offset`: everything below it survives a loss of power."""
+
+    index: int
+    start_offset: int
+    end_offset: int
+    durable_offset: int
+    size_bytes: int
+
+
+class Segment(NamedTuple):
+    """A segment file at one moment. Times are milliseconds since 1970, None when it has no records."""
+
+    partition: int
+    base_offset: int
+    end_offset: int
+    path: str
+    size_bytes: int
+    sealed: bool
+    min_timestamp_ms: int | None
+    max_timestamp_ms: int | None
+    count: int
+
+
+class Topic:
+    """A topic of a store; made by `Store.create_topic` and `Store.topic`. Any thread may use it."""
+
+    def __init__(self, store: Store, row: TopicRow) -> None:
+        self._store = store
+        self._row = row
+        self._config = TopicConfig(**row.config)
+        self._versions: dict[int, schema.SchemaVersion] = {}
+        self._current = 1
+        self._take_schemas(row)
+        self._core: _core.Topic | None = None
+        self._round = itertools.count()
+        self._unflushed = False
+        self._plan_fast_path()
+
+    # ---- what it is ----
+
+    @property
+    def name(self) -> str:
+        """The topic's name."""
+        return self._row.name
+
+    @property
+    def id(self) -> str:
+        """The topic's identity: another topic of the same name, made later, has another one."""
+        return self._row.id
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The Arrow schema of a typed topic's values; None for a plain topic."""
+        return self._versions[self._current].user
+
+    @property
+    def config(self) -> TopicConfig:
+        """The topic's settings."""
+        return self._config
+
+    @property
+    def folder(self) -> str:
+        """The name of the topic's folder below `topics/` of the store."""
+        return self._row.folder
+
+    @property
+    def partition_count(self) -> int:
+        """The number of partitions."""
+        return self._row.partitions
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """All partitions with their offsets and sizes, as they are now."""
+        self._refresh_if_stale()
+        core = self._open_core()
+        return tuple(Partition(p, *self._call(lambda p=p: core.describe(p, True))) for p in range(self._row.partitions))
+
+    def __repr__(self) -> str:
+        kind = "plain" if self.schema is None else f"typed: {', '.join(self.schema.names)}"
+        return f"<Topic {self.name!r}, {self._row.partitions} partitions, {kind}>"
+
+    # ---- append ----
+
+    def append(
+        self,
+        values: Any,
+        keys: Any = None,
+        timestamps: Any = None,
+        headers: Any = None,
+        partition: int | None = None,
+        durability: Durability | None = None,
+    ) -> list[Span]:
+        """Appends records, and returns where they went. One call to one partition is atomic.
+
+        values: list or tuple of bytes-like or None (a tombstone); or an Arrow array (or anything that carries one) of
+        binary or strings of any kind; or a NumPy `S` array. Of a typed topic: dicts, or a struct array. keys: likewise,
+        of bytes, as many as values. timestamps: one for all or one for each: aware datetime, int milliseconds, or an
+        array of them; default now. headers: for each record None, a dict or (str, bytes or None) pairs.
+        partition: default by key (murmur2, as Apache Kafka does), and one partition in turn for records without a key.
+        durability: "os" returns when the operating system has the data, "disk" when the drive has it.
+
+        Raises TypeError or ValueError for what cannot be stored, RecordTooLargeError, StorageError, StoreReadOnlyError.
+        """
+        if self._fast and headers is None and type(values) in (list, tuple) and (
+            keys is None or type(keys) in (list, tuple)
+        ):
+            return self._append_rows(values, keys, timestamps, partition, durability)
+        return self._append_columns(values, keys, timestamps, headers, partition, durability)
+
+    def append_table(self, table: Any, partition: int | None = None, durability: Durability | None = None) -> list[Span]:
+        """Appends a table: anything with `__arrow_c_stream__` or `__arrow_c_array__`.
+
+        Columns: `value` (of a typed topic instead: the schema's columns), and, if present, `key`, `timestamp`,
+        `headers` and `partition`. All of it that goes to one partition is appended together or not at all.
+        """
+        given = table if isinstance(table, pa.Table) else _table_of(table)
+        return self._append_all(ArrayAppend.of_table(given, self._versions[self._current]), partition, durability)
+
+    def _append_rows(
+        self, values: Any, keys: Any, timestamps: Any, partition: int | None, durability: Durability | None
+    ) -> list[Span]:
+        if partition is not None:
+            self._check_partition(partition)
+        count = len(values)
+        if keys is not None and len(keys) != count:
+            raise ValueError(f"{len(keys)} keys for {count} values")
+        if timestamps is None or self._log_append_time:
+            times, now = None, time.time_ns() // 1_000_000
+        else:
+            times, now = columns.times_of(timestamps, count)
+        durable = self._durable if durability is None else check_durability(durability) == "disk"
+        byte_values = _core.ByteColumn(values, "values")
+        byte_keys = None if keys is None else _core.ByteColumn(keys, "keys")
+        if count == 0:
+            return []
+
+        def run() -> list[tuple[int, int, int]]:
+            return self._open_core().append_rows(
+                partition, byte_values, byte_keys, times, now, None, self._current, self._row.partitions,
+                next(self._round) % self._row.partitions, self._log_append_time, durable,
+            )  # fmt: skip
+
+        spans = self._call(run)
+        if not durable and not self._unflushed:
+            self._store.note_unflushed(self)
+        return [Span(*span) for span in spans]
+
+    def _append_columns(
+        self, values: Any, keys: Any, timestamps: Any, headers: Any, partition: int | None, durability: Durability | None
+    ) -> list[Span]:
+        given = ArrayAppend.of_columns(values, keys, timestamps, headers, self._versions[self._current])
+        return self._append_all(given, partition, durability)
+
+    def _append_all(self, given: ArrayAppend, partition: int | None, durability: Durability | None) -> list[Span]:
+        if partition is not None:
+            self._check_partition(partition)
+        durable = self._durable if durability is None else check_durability(durability) == "disk"
+        if given.count == 0:
+            return []
+        if self._log_append_time:
+            given.drop_times()
+        spans: list[Span] = []
+        for target, part in given.by_partition(partition, self._row.partitions, next(self._round)):
+            self._check_partition(target)
+            span = self._call(
+                lambda target=target, part=part: append_arrays(
+                    self._open_core(), target, part, self._versions, self._current, self._config, durable
+                )
+            )
+            spans.append(Span(*span))
+        if not durable and not self._unflushed:
+            self._store.note_unflushed(self)
+        return spans
+
+    def _check_partition(self, partition: Any) -> None:
+        if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
+            raise TypeError(f"partition is {partition!r}; an int is needed")
+        if not 0 <= partition < self._row.partitions:
+            self._refresh_if_stale()
+        if not 0 <= partition < self._row.partitions:
+            raise ValueError(f"partition is {partition}; topic {self.name!r} has partitions 0 to {self._row.partitions - 1}")
+
+    # ---- scan ----
+
+    def scan(
+        self,
+        partition: int | None = None,
+        start: Bound = "earliest",
+        end: Bound = "latest",
+        columns: list[str] | None = None,
+        limit: int | None = None,
+        isolation: Literal["committed", "uncommitted"] = "committed",
+        verify: bool = True,
+    ) -> Scan:
+        """A bounded read, fixed when it is made: partition by partition, in the order of offsets.
+
+        start, end (exclusive): an offset, an aware datetime, "earliest", "latest", or a mapping {partition: any of
+        these}, which also chooses the partitions. Datetimes choose the records with start <= timestamp < end, wherever
+        they lie. columns: names of the record's columns, `partition`, or paths into a typed value (`value.magnitude`).
+        limit: records at most. isolation: "committed" passes over open and aborted transactions. verify: check each
+        batch's checksum the first time that this process reads it.
+
+        Raises OffsetOutOfRangeError for an offset outside the log.
+        """
+        if isolation not in ("committed", "uncommitted"):
+            raise ValueError(f"isolation is {isolation!r}; 'committed' or 'uncommitted' is allowed")
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+            raise TypeError(f"limit is {limit!r}; an int or None is needed")
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}; 0 or more is allowed")
+        self._refresh_if_stale()
+        for bound in (start, end):
+            for number in bound if isinstance(bound, Mapping) else ():
+                self._check_partition(number)
+        if partition is not None:
+            self._check_partition(partition)
+        core = self._open_core()
+        legs = plan_legs(partition, start, end, self._row.partitions, lambda p: self._call(lambda: core.describe(p, False)))
+        return Scan(self, core, self._versions, self._current, self._row.mixed, legs, columns, limit, verify)
+
+    def segments(self) -> list[Segment]:
+        """All segment files, by partition and offset, with their time ranges."""
+        self._refresh_if_stale()
+        core = self._open_core()
+        found = []
+        for partition in range(self._row.partitions):
+            for n in itertools.count():
+                segment = self._call(lambda partition=partition, n=n: core.segment(partition, n))
+                if segment is None:
+                    break
+                found.append(Segment(partition, *segment))
+        return found
+
+    def wait(self, offsets: Mapping[int, int], timeout_ms: float | None = None) -> bool:
+        """Waits, using no CPU, until some partition's end offset is above the one given for it.
+
+        offsets: {partition: end offset that is known}. Returns False when `timeout_ms` is over.
+        """
+        for partition in offsets:
+            self._check_partition(partition)
+        if not offsets:
+            raise ValueError("offsets is empty; a partition to wait for is needed")
+        limit = -1 if timeout_ms is None else max(0, int(timeout_ms))
+        return self._call(lambda: self._open_core().wait(list(offsets), list(offsets.values()), limit))
+
+    # ---- settings ----
+
+    def alter(self, schema: Any = None, **settings: Any) -> None:
+        """Changes settings, or gives a typed topic a wider schema: one with more nullable fields.
+
+        Both hold from the next append on, in every process.
+        """
+        self._writable()
+        for _ in range(_STALE_RETRIES):
+            row = self._row
+            config = self._config.changed(settings)
+            changed = dataclasses.replace(
+                row,
+                config=dataclasses.asdict(config),
+                generation=row.generation + 1,
+                mixed=row.mixed or config.compression != self._config.compression,
+                schemas=self._widened(schema, row),
+            )
+            if len(changed.schemas) > len(row.schemas):
+                changed = dataclasses.replace(changed, mixed=True)
+            if self._store.catalog.change_topic(changed):
+                self._take(changed, publish=True)
+                return
+            self._refresh()
+        raise StoreFormatError(f"topic {self.name!r} is changed by others all the time")
+
+    def _widened(self, wider: Any, row: TopicRow) -> dict[int, bytes | None]:
+        if wider is None:
+            return row.schemas
+        old = self.schema
+        if old is None:
+            raise ValueError(f"topic {self.name!r} is plain: it has no schema to alter")
+        new = schema.checked_user_schema(wider)
+        schema.check_evolution(old, new)
+        if new.equals(old, check_metadata=True):
+            return row.schemas
+        return {**row.schemas, self._current + 1: new.serialize().to_pybytes()}
+
+    def add_partitions(self, total: int) -> None:
+        """Grows the topic to `total` partitions. Keys are spread anew from then on, as in Apache Kafka."""
+        self._writable()
+        check_partitions(total)
+        for _ in range(_STALE_RETRIES):
+            if total <= self._row.partitions:
+                raise ValueError(f"topic {self.name!r} has {self._row.partitions} partitions already; give more, not {total}")
+            changed = dataclasses.replace(self._row, partitions=total, generation=self._row.generation + 1)
+            if self._store.catalog.change_topic(changed):
+                self._take(changed, publish=True)
+                return
+            self._refresh()
+
+    def flush(self) -> None:
+        """Returns when everything appended so far, by anyone, is on the drive."""
+        self._writable()
+        core = self._open_core()
+        for partition in range(self._row.partitions):
+            self._call(lambda partition=partition: core.flush(partition))
+
+    def _writable(self) -> None:
+        self._store.check_open()
+        if self._store.mode == "r":
+            raise StoreReadOnlyError("the store was opened with mode 'r'")
+
+    # ---- the core's object, and what other processes change ----
+
+    def flush_appended(self) -> None:
+        """Makes durable what this handle appended; called by the store's flusher."""
+        self._unflushed = False
+        if self._core is not None:
+            self._core.flush()
+
+    def mark_unflushed(self) -> None:
+        """Remembers that there is something to flush."""
+        self._unflushed = True
+
+    def close_core(self, *, deleted: bool = False) -> None:
+        """Closes the native topic; later calls raise. Called by the store."""
+        core = self._core
+        if core is None:
+            return
+        if deleted:
+            core.mark_deleted()
+        core.close()
+
+    def verify_partition(self, partition: int, progress: Callable[[int], None] | None) -> list[Any]:
+        """What is wrong with one partition: (path, offset, position, message) each."""
+        return self._call(lambda: self._open_core().verify(partition, progress))
+
+    def open(self) -> None:
+        """Opens the topic's files, which is otherwise done at first use."""
+        self._open_core()
+
+    def _open_core(self) -> _core.Topic:
+        core = self._core
+        if core is not None:
+            if self._store.closed:
+                self._store.check_open()
+            return core
+        with self._store.lock:
+            self._store.check_open()
+            if self._core is None:
+                folder = bytes(self._store.path / "topics" / self._row.folder)
+                core = _core.Topic(folder, self._store.mode == "rw", self._native_settings())
+                for version in self._versions.values():
+                    self._add_schema(core, version)
+                self._core = core
+            return self._core
+
+    @staticmethod
+    def _add_schema(core: _core.Topic, version: schema.SchemaVersion) -> None:
+        whole = pa.schema(list(version.file))
+        core.add_schema(whole.__arrow_c_schema__(), version.message, version.partition_digits_at, version.number)
+
+    def _native_settings(self) -> tuple[int, int, int, int, int]:
+        config = self._config
+        return (
+            config.segment_bytes,
+            config.segment_ms or 0,
+            config.max_record_bytes,
+            self._row.generation,
+            self._row.partitions,
+        )
+
+    def _call(self, function: Callable[[], _Result]) -> _Result:
+        """Calls into the core; when another process changed the topic, takes the change and repeats."""
+        for _ in range(_STALE_RETRIES):
+            try:
+                return function()
+            except _core.StaleTopic:
+                self._refresh()
+            except (StoreFormatError, TopicNotFoundError) as error:
+                if not self._refresh():
+                    raise self._explained(error) from None
+        raise StoreFormatError(f"topic {self.name!r} is changed by others all the time")
+
+    def _explained(self, error: Exception) -> Exception:
+        if isinstance(error, TopicNotFoundError):
+            return TopicNotFoundError(f"topic {self.name!r} was deleted")
+        return error
+
+    def _refresh_if_stale(self) -> None:
+        if self._core is not None and self._core.published_generation() != self._row.generation:
+            self._refresh()
+
+    def _refresh(self) -> bool:
+        """Reads the catalog again; True when something changed."""
+        self._store.check_open()
+        row = self._store.catalog.topic_by_id(self._row.id)
+        if row is None:
+            raise TopicNotFoundError(f"topic {self.name!r} was deleted")
+        if row.generation == self._row.generation:
+            if self._core is not None and self._core.published_generation() != row.generation and self._store.mode == "rw":
+                self._core.alter(self._native_settings(), True)  # the process that changed it died before it said so
+                return True
+            return False
+        self._take(row, publish=False)
+        return True
+
+    def _take(self, row: TopicRow, *, publish: bool) -> None:
+        with self._store.lock:
+            known = set(self._versions)
+            self._config = TopicConfig(**row.config)
+            self._row = row
+            self._take_schemas(row)
+            if self._core is not None:
+                for number in sorted(set(self._versions) - known):
+                    self._add_schema(self._core, self._versions[number])
+                self._core.alter(self._native_settings(), publish)
+            self._plan_fast_path()
+
+    def _take_schemas(self, row: TopicRow) -> None:
+        for number, serialized in row.schemas.items():
+            if number not in self._versions:
+                user = None if serialized is None else pa.ipc.read_schema(pa.py_buffer(serialized))
+                self._versions[number] = schema.make_version(row.id, number, user)
+        self._current = max(self._versions)
+
+    def _plan_fast_path(self) -> None:
+        self._fast = self.schema is None and self._config.compression == "none"
+        self._durable = (self._config.durability or self._store.durability) == "disk"
+        self._log_append_time = self._config.timestamp_type == "append"
+
+
+def _table_of(table: Any) -> pa.Table:
+    if isinstance(table, pa.RecordBatch):
+        return pa.Table.from_batches([table])
+    if hasattr(table, "__arrow_c_stream__"):
+        return pa.RecordBatchReader.from_stream(table).read_all()
+    if hasattr(table, "__arrow_c_array__"):
+        return pa.Table.from_batches([pa.record_batch(table)])
+    raise TypeError(f"table is {type(table).__name__}; something with __arrow_c_stream__ or __arrow_c_array__ is needed")
