@@ -278,11 +278,14 @@ static int find_end(append_state *self, sc_error *error)
     bool known = sc_slot_read(self->slot, &self->tail);
     if (known && atomic_load(&self->slot->dirty) == 0)
         return SC_OK;
+    int64_t durable_offset = known ? self->tail.durable_offset : 0;
     if (known) /* somebody died in the middle of an append: the writer's mapping may be of a file that is gone */
         sc_writer_close(&self->partition->writer);
     int code = sc_partition_recover(self->partition, true, &self->tail, error);
     if (code != SC_OK)
         return code;
+    if (durable_offset > self->tail.durable_offset && durable_offset <= self->tail.end_offset)
+        self->tail.durable_offset = durable_offset; /* what was synced stays so */
     sc_slot_publish(self->slot, &self->tail);
     atomic_store(&self->slot->dirty, 0);
     return SC_OK;
@@ -337,6 +340,8 @@ static int append_locked(append_state *self, sc_error *error)
         return code;
     if (self->request->expected_offset >= 0 && self->request->expected_offset != self->tail.end_offset)
         return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
+    if (self->record_count > INT64_MAX - self->tail.end_offset)
+        return sc_fail(error, SC_RANGE, "the log ends at offset %lld: there are no more", (long long)self->tail.end_offset);
     code = ensure_segment(self, error);
     int64_t end = self->tail.end_position + self->total_size;
     if (code == SC_OK)

@@ -12,6 +12,7 @@
 #include "batch.h"
 #include "error.h"
 #include "mapping.h"
+#include "os.h"
 
 enum { VIEW_BUFFERS = 4 }; /* validity, views, one variadic buffer, sizes; more for messages of other writers */
 
@@ -374,32 +375,68 @@ static int open_message(exporter *self)
     return SC_OK;
 }
 
+/* ---- reads that a broken drive or a file cut short may stop ----------------------------------------------------- */
+
+typedef struct guarded {
+    exporter self;
+    int code;
+    const sc_column *columns; /* of an export */
+    int64_t column_count;
+    struct ArrowArray *array;
+    sc_rows *rows; /* of rows */
+    const int64_t *times;   /* of narrowing */
+    int64_t min_timestamp, max_timestamp, first, last, wanted;
+} guarded;
+
+static int run_guarded(guarded *call, void (*function)(void *))
+{
+    const sc_batch *batch = call->self.batch;
+    if (sc_os_read_mapped(batch->message, (size_t)batch->message_size, function, call))
+        return call->code;
+    sc_fail_at(call->self.error, SC_OS, "", batch->base_offset, batch->position,
+               "the file cannot be read here (input/output error, or it was cut short)");
+    call->self.error->number = EIO;
+    return SC_OS;
+}
+
+static void export_batch(void *context)
+{
+    guarded *call = context;
+    exporter *self = &call->self;
+    call->code = open_message(self);
+    if (call->code != SC_OK)
+        return;
+    self->block = new_block(self->batch, count_needs(self->batch, call->columns, call->column_count));
+    if (self->block == NULL) {
+        call->code = sc_fail_memory(self->error);
+        return;
+    }
+    struct ArrowArray *root = new_array(self->block, self->batch->row_count, 1, call->column_count);
+    root->buffers[0] = NULL;
+    root->null_count = 0;
+    for (int64_t i = 0; i < call->column_count; i++)
+        root->children[i] = NULL;
+    for (int64_t i = 0; call->code == SC_OK && i < call->column_count; i++)
+        call->code = export_column(self, &call->columns[i], &root->children[i]);
+    *call->array = *root;
+}
+
 int sc_batch_export(const sc_batch *batch, const sc_column *columns, int64_t column_count, int64_t *bytes_exported,
                     struct ArrowArray *out, sc_error *error)
 {
-    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
-    int code = open_message(&self);
-    if (code != SC_OK)
-        return code;
-    self.block = new_block(batch, count_needs(batch, columns, column_count));
-    if (self.block == NULL)
-        return sc_fail_memory(error);
-    struct ArrowArray *root = new_array(self.block, batch->row_count, 1, column_count);
-    root->buffers[0] = NULL;
-    root->null_count = 0;
-    block *owner = self.block;
-    struct ArrowArray **made = root->children;
-    for (int64_t i = 0; i < column_count; i++)
-        made[i] = NULL;
-    for (int64_t i = 0; code == SC_OK && i < column_count; i++)
-        code = export_column(&self, &columns[i], &made[i]);
+    struct ArrowArray array;
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error},
+                    .columns = columns, .column_count = column_count, .array = &array};
+    int code = run_guarded(&call, export_batch);
     if (code != SC_OK) {
-        sc_mapping_release(owner->mapping);
-        free(owner);
+        if (call.self.block != NULL) {
+            sc_mapping_release(call.self.block->mapping);
+            free(call.self.block);
+        }
         return code;
     }
-    *bytes_exported += self.bytes;
-    *out = *root;
+    *bytes_exported += call.self.bytes;
+    *out = array;
     return SC_OK;
 }
 
@@ -440,48 +477,62 @@ static int read_fixed(exporter *self, int column, const int64_t **values)
     return code;
 }
 
+static void read_rows(void *context)
+{
+    guarded *call = context;
+    exporter *self = &call->self;
+    sc_rows *rows = call->rows;
+    int code = open_message(self);
+    if (code == SC_OK)
+        code = read_fixed(self, SC_COLUMN_OFFSET, &rows->offsets);
+    if (code == SC_OK)
+        code = read_fixed(self, SC_COLUMN_TIMESTAMP, &rows->timestamps);
+    if (code == SC_OK)
+        code = read_binary(self, SC_COLUMN_KEY, &rows->key_validity, &rows->key_ends, &rows->keys, &rows->keys_size);
+    if (code == SC_OK)
+        code = read_binary(self, SC_COLUMN_VALUE, &rows->value_validity, &rows->value_ends, &rows->values,
+                           &rows->values_size);
+    rows->count = self->batch->record_count;
+    call->code = code;
+}
+
 int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error)
 {
-    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}, .rows = rows};
     if (!batch->layout->plain)
         return sc_fail(error, SC_INVALID, "the values of a typed topic are not bytes");
-    int code = open_message(&self);
-    if (code == SC_OK)
-        code = read_fixed(&self, SC_COLUMN_OFFSET, &rows->offsets);
-    if (code == SC_OK)
-        code = read_fixed(&self, SC_COLUMN_TIMESTAMP, &rows->timestamps);
-    if (code == SC_OK)
-        code = read_binary(&self, SC_COLUMN_KEY, &rows->key_validity, &rows->key_ends, &rows->keys, &rows->keys_size);
-    if (code == SC_OK)
-        code = read_binary(&self, SC_COLUMN_VALUE, &rows->value_validity, &rows->value_ends, &rows->values,
-                           &rows->values_size);
-    rows->count = batch->record_count;
-    return code;
+    return run_guarded(&call, read_rows);
+}
+
+static void find_times(void *context)
+{
+    guarded *call = context;
+    const sc_batch *batch = call->self.batch;
+    call->code = open_message(&call->self);
+    if (call->code == SC_OK)
+        call->code = read_fixed(&call->self, SC_COLUMN_TIMESTAMP, &call->times);
+    for (int64_t i = batch->first_row; call->code == SC_OK && i < batch->first_row + batch->row_count; i++) {
+        if (call->times[i] < call->min_timestamp || call->times[i] > call->max_timestamp)
+            continue;
+        call->first = call->first < 0 ? i : call->first;
+        call->last = i;
+        call->wanted++;
+    }
 }
 
 int sc_batch_narrow_to_timestamps(sc_batch *batch, int64_t min_timestamp, int64_t max_timestamp, bool *dense,
                                   sc_error *error)
 {
-    exporter self = {.batch = batch, .layout = batch->layout, .error = error};
-    const int64_t *times;
     *dense = true;
     if (batch->min_timestamp >= min_timestamp && batch->max_timestamp <= max_timestamp)
         return SC_OK;
-    int code = open_message(&self);
-    if (code == SC_OK)
-        code = read_fixed(&self, SC_COLUMN_TIMESTAMP, &times);
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}, .first = -1, .last = -1,
+                    .min_timestamp = min_timestamp, .max_timestamp = max_timestamp};
+    int code = run_guarded(&call, find_times);
     if (code != SC_OK)
         return code;
-    int64_t first = -1, last = -1, wanted = 0;
-    for (int64_t i = batch->first_row; i < batch->first_row + batch->row_count; i++) {
-        if (times[i] < min_timestamp || times[i] > max_timestamp)
-            continue;
-        first = first < 0 ? i : first;
-        last = i;
-        wanted++;
-    }
-    batch->first_row = first < 0 ? batch->first_row : first;
-    batch->row_count = first < 0 ? 0 : last - first + 1;
-    *dense = batch->row_count == wanted;
+    batch->first_row = call.first < 0 ? batch->first_row : call.first;
+    batch->row_count = call.first < 0 ? 0 : call.last - call.first + 1;
+    *dense = batch->row_count == call.wanted;
     return SC_OK;
 }

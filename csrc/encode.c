@@ -129,7 +129,7 @@ static void put_validity(sc_encoding *encoding, const sc_field *field, rows from
         *low = ends[0];                                                                                         \
         *high = ends[from.length];                                                                              \
         *longest = most;                                                                                        \
-        return wrong >= 0 && ends[from.length] >= ends[0];                                                      \
+        return wrong >= 0 && ends[0] >= 0 && ends[from.length] >= ends[0];                                      \
     }                                                                                                           \
     static void NAME##_rebase(uint8_t *to, rows from)                                                           \
     {                                                                                                           \
@@ -204,10 +204,10 @@ static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc
     bool planning = encoding->body == NULL;
     int64_t total = 0;
     for (int64_t i = 0; planning && i < from.length; i++) {
-        if (!is_valid(from, i) || views[i].size <= 12)
+        if (!is_valid(from, i) || (views[i].size >= 0 && views[i].size <= 12))
             continue;
         const binary_view *one = &views[i];
-        if (one->as.out.buffer < 0 || one->as.out.buffer >= buffers || one->as.out.offset < 0 ||
+        if (one->size < 0 || one->as.out.buffer < 0 || one->as.out.buffer >= buffers || one->as.out.offset < 0 ||
             (int64_t)one->as.out.offset + one->size > sizes[one->as.out.buffer])
             return sc_fail(error, SC_INVALID, "an Arrow view points outside its buffers");
         if (one->size > encoding->max_record_bytes)
@@ -226,7 +226,7 @@ static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc
     int32_t filled = 0;
     for (int64_t i = 0; i < from.length; i++) {
         binary_view one = {0};
-        if (is_valid(from, i) && views[i].size >= 0) {
+        if (is_valid(from, i)) {
             one = views[i];
             if (one.size <= 12) {
                 memset(one.as.inlined + one.size, 0, (size_t)(12 - one.size));
@@ -472,9 +472,11 @@ static int plan_message(sc_encoding *encoding, sc_error *error)
     const sc_batch_input *input = encoding->input;
     sc_metadata *message = &encoding->message;
     uint32_t opening[2];
-    memcpy(opening, input->message, sizeof opening);
-    if (!sc_metadata_read(input->message + SC_OPENING_SIZE, opening[1], message) ||
-        SC_OPENING_SIZE + opening[1] + message->body_length > input->message_size || message->rows != input->count ||
+    if (input->message_size >= SC_OPENING_SIZE)
+        memcpy(opening, input->message, sizeof opening);
+    if (input->message_size < SC_OPENING_SIZE || opening[1] > input->message_size - SC_OPENING_SIZE ||
+        !sc_metadata_read(input->message + SC_OPENING_SIZE, opening[1], message) ||
+        message->body_length > input->message_size - SC_OPENING_SIZE - opening[1] || message->rows != input->count ||
         message->node_count != encoding->layout->field_count)
         return sc_fail(error, SC_INVALID, "a compressed message does not fit the topic's schema");
     return SC_OK;

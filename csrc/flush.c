@@ -36,17 +36,29 @@ static int sync_names(sc_partition *partition, sc_error *error)
     return SC_OK;
 }
 
+/* Linux syncs a mapping only when its file was opened for writing: for one that was opened for reading, msync does nothing
+ * and says that all is well. So the mappings that scans share do not serve here. */
 static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_error *error)
 {
-    sc_mapping *mapping;
-    int code = sc_partition_map(partition, segment, tail, &mapping, error);
-    if (code != SC_OK)
-        return code;
-    bool active = segment->base_offset == tail->segment_base;
-    int64_t length = active ? page_ceiling(tail->end_position) : mapping->size;
-    if (sc_os.sync_map((void *)(uintptr_t)mapping->data, (size_t)length) != 0)
+    sc_file_stat stat;
+    int64_t length = page_ceiling(tail->end_position);
+    int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
+    if (fd < 0)
+        return sc_fail_os(error, "cannot open a segment to sync it", segment->path);
+    void *data = NULL;
+    int code = SC_OK;
+    if (segment->base_offset != tail->segment_base) {
+        if (sc_os.stat(fd, &stat) != 0)
+            code = sc_fail_os(error, "cannot look at a segment", segment->path);
+        length = stat.size;
+    }
+    if (code == SC_OK && (data = sc_os.map(fd, (size_t)length, true)) == NULL)
+        code = sc_fail_os(error, "cannot map a segment to sync it", segment->path);
+    sc_os.close(fd);
+    if (code == SC_OK && sc_os.sync_map(data, (size_t)length) != 0)
         code = poison(partition, "cannot sync a segment", segment->path, error);
-    sc_mapping_release(mapping);
+    if (data != NULL)
+        sc_os.unmap(data, (size_t)length);
     return code;
 }
 
@@ -72,14 +84,18 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     sc_os.close(fd);
 }
 
+/* Begins with the last durable record: when its segment was sealed since, the marker is not synced nor the tail cut. */
 static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error *error)
 {
-    int64_t offset = tail->durable_offset > tail->start_offset ? tail->durable_offset : tail->start_offset;
+    int64_t offset = tail->durable_offset > tail->start_offset ? tail->durable_offset - 1 : tail->start_offset;
     while (offset < tail->end_offset) {
         sc_segment *segment;
         int64_t next_base;
         int code = sc_partition_find(partition, tail, offset, &segment, &next_base, error);
-        if (code != SC_OK || segment == NULL)
+        if (code == SC_OK && segment == NULL)
+            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
+                           (long long)offset);
+        if (code != SC_OK)
             return code;
         bool active = next_base < 0;
         code = sync_bytes(partition, segment, tail, error);
@@ -104,7 +120,8 @@ static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_e
     int code = sc_partition_lock(partition, error);
     if (code != SC_OK)
         return code;
-    if (sc_slot_read(slot, &tail) && tail.durable_offset < durable_offset) {
+    /* the kernel may have told another process of a failure, and only that one */
+    if (atomic_load(&slot->poisoned) == 0 && sc_slot_read(slot, &tail) && tail.durable_offset < durable_offset) {
         tail.durable_offset = durable_offset;
         sc_slot_publish(slot, &tail);
     }

@@ -217,6 +217,18 @@ void sc_index_seal(sc_segment *segment, const sc_summary *summary)
     pthread_mutex_unlock(&segment->mutex);
 }
 
+void sc_index_remove(sc_segment *segment)
+{
+    char path[SC_PATH_MAX + 16];
+    index_path(segment, path, sizeof path, "");
+    pthread_mutex_lock(&segment->mutex);
+    (void)sc_os.unlink(path);
+    segment->entry_count = segment->saved_entries = 0;
+    segment->has_summary = false;
+    segment->index_loaded = true;
+    pthread_mutex_unlock(&segment->mutex);
+}
+
 /* ---- rebuilding -------------------------------------------------------------------------------------------- */
 
 static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t end_offset, sc_summary *summary,

@@ -205,7 +205,7 @@ static int real_is_locked(int fd, int64_t byte)
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
     if (fcntl(fd, F_OFD_GETLK, &lock) != 0)
         return -1;
-    return lock.l_type != F_UNLCK;
+    return lock.l_type == F_UNLCK ? SC_LOCK_NONE : lock.l_type == F_RDLCK ? SC_LOCK_SHARED : SC_LOCK_EXCLUSIVE;
 }
 
 static int real_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
@@ -429,6 +429,7 @@ static void set_up_process(void)
 
 uint32_t sc_os_fork_generation(void)
 {
+    pthread_once(&process_once, set_up_process); /* every handle asks, also a read-only one, which guards nothing */
     return atomic_load_explicit(&fork_count, memory_order_relaxed);
 }
 

@@ -46,7 +46,7 @@ struct sc_os_table {
     int (*list)(const char *path, sc_name_callback callback, void *context);
     /* Locks one byte of a file for this open file description; the kernel drops it when the last copy is closed. */
     int (*lock)(int fd, int64_t byte, int kind, bool wait);
-    /* 1 when another open file description holds a lock that an exclusive one would conflict with. */
+    /* The kind of lock that another open file description holds there, SC_LOCK_NONE when there is none. */
     int (*is_locked)(int fd, int64_t byte);
     /* Sleeps while *word == expected, at most timeout_ns (-1: no limit); spurious returns are allowed. */
     int (*wait)(uint32_t *word, uint32_t expected, int64_t timeout_ns);

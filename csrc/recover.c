@@ -12,7 +12,8 @@
  * When a good batch follows the damage and its durable offset lies beyond it, the damaged bytes had been synced: that is
  * corruption, which stays where it is and is reported by who reads it. So it is when the machine has not gone down since
  * they were written, for then the page cache had them whole. Else the machine lost power before they were
- * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too.
+ * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too, and is synced away before
+ * anything takes its place: what was cut must not come back behind later appends.
  *
  * An append of several batches is flagged so that it is kept whole or not at all.
  */
@@ -30,6 +31,8 @@ typedef struct recovery {
     sc_tail *tail;
     sc_segment **segments; /* a snapshot, retained */
     int64_t count;
+    bool same_boot; /* the machine has not gone down since the log was last looked after */
+    bool removed;   /* files */
     sc_error *error;
 } recovery;
 
@@ -42,15 +45,16 @@ typedef struct place {
     int64_t file_size;
 } place;
 
-static int64_t file_size_of(const sc_segment *segment)
+static int file_size_of(recovery *self, const sc_segment *segment, int64_t *size)
 {
     sc_file_stat stat = {0};
     int fd = sc_os.open(segment->path, SC_OPEN_READ);
-    if (fd < 0)
-        return -1;
-    int64_t size = sc_os.stat(fd, &stat) == 0 ? stat.size : -1;
-    sc_os.close(fd);
-    return size;
+    int code = fd < 0 || sc_os.stat(fd, &stat) != 0 ? sc_fail_os(self->error, "cannot look at a segment", segment->path)
+                                                    : SC_OK;
+    if (fd >= 0)
+        sc_os.close(fd);
+    *size = stat.size;
+    return code;
 }
 
 /* ---- segments whose making a power loss interrupted --------------------------------------------------------- */
@@ -70,27 +74,50 @@ static bool could_become(const sc_layout *layout, uint32_t partition, const uint
     return could && !whole;
 }
 
-/* True when the file is empty, or holds a part of the schema message and zeros: it never had a record. */
-static bool is_unfinished(recovery *self, const sc_segment *segment)
+/* Whether batches lie in the file that must not go: had the power been lost before this file was synced, no batch in it
+ * could say that one was durable. */
+static int holds_promised(recovery *self, const sc_segment *segment, bool *holds)
 {
-    int64_t size = file_size_of(segment);
-    if (size <= 0)
-        return size == 0;
-    int64_t longest = 0;
+    sc_mapping *mapping;
+    sc_header header;
+    int64_t file_size;
+    int code = sc_mapping_open(segment->path, 0, &mapping, &file_size, self->error);
+    *holds = false;
+    for (int64_t at = 0; code == SC_OK && !*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0;)
+        *holds = self->same_boot || header.durable_offset > segment->base_offset;
+    if (code == SC_OK)
+        sc_mapping_release(mapping);
+    return code;
+}
+
+/* *unfinished: the file is empty, or begins with a part of the schema message and zeros, and holds nothing of worth. */
+static int is_unfinished(recovery *self, const sc_segment *segment, bool *unfinished)
+{
+    int64_t size, longest = 0;
+    int code = file_size_of(self, segment, &size);
+    *unfinished = code == SC_OK && size == 0;
+    if (code != SC_OK || size == 0)
+        return code;
     const sc_layout *layouts = atomic_load(&self->partition->topic->layouts), *layout;
     for (layout = layouts; layout != NULL; layout = layout->next)
         longest = layout->schema_message_size > longest ? layout->schema_message_size : longest;
     int64_t read = size < longest ? size : longest;
     uint8_t *found = malloc((size_t)read + 1);
+    if (found == NULL)
+        return sc_fail_memory(self->error);
     int fd = sc_os.open(segment->path, SC_OPEN_READ);
-    bool unfinished = false;
-    if (found != NULL && fd >= 0 && sc_os_read_whole(fd, found, (size_t)read, 0) == 0)
-        for (layout = layouts; layout != NULL && !unfinished; layout = layout->next)
-            unfinished = could_become(layout, self->partition->number, found, read);
+    if (fd < 0 || sc_os_read_whole(fd, found, (size_t)read, 0) != 0)
+        code = sc_fail_os(self->error, "cannot read a segment", segment->path);
+    for (layout = layouts; code == SC_OK && layout != NULL && !*unfinished; layout = layout->next)
+        *unfinished = could_become(layout, self->partition->number, found, read);
     if (fd >= 0)
         sc_os.close(fd);
     free(found);
-    return unfinished;
+    bool holds = false;
+    if (code == SC_OK && *unfinished)
+        code = holds_promised(self, segment, &holds);
+    *unfinished = *unfinished && !holds;
+    return code;
 }
 
 static int remove_segment(recovery *self, int64_t number)
@@ -98,6 +125,9 @@ static int remove_segment(recovery *self, int64_t number)
     sc_segment *segment = self->segments[number];
     if (self->repair && sc_os.unlink(segment->path) != 0 && errno != ENOENT)
         return sc_fail_os(self->error, "cannot remove what a crash left", segment->path);
+    if (self->repair)
+        sc_index_remove(segment);
+    self->removed = self->removed || self->repair;
     sc_segment_release(segment);
     self->count = number;
     sc_partition_drop_after(self->partition, number);
@@ -114,9 +144,10 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
     int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
     if (code != SC_OK)
         return code;
-    int64_t end = file_size_of(segment), offset, unused = 0;
-    int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
-    for (;;) {
+    int64_t end, offset, unused = 0;
+    code = file_size_of(self, segment, &end);
+    int64_t position = code == SC_OK ? sc_segment_seek(segment, mapping, INT64_MAX, end, &offset) : 0;
+    while (code == SC_OK) {
         sc_look look = sc_segment_look(mapping, position, end, false, &unused);
         if (look.state != SC_BATCH_GOOD)
             break;
@@ -126,7 +157,7 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
         position += look.header.total_size;
     }
     sc_mapping_release(mapping);
-    return SC_OK;
+    return code;
 }
 
 static int find_durable(recovery *self, int64_t *durable_offset)
@@ -159,7 +190,7 @@ static bool find_later(recovery *self, const place *at, const sc_mapping *mappin
         if (sc_partition_map(self->partition, self->segments[*segment], &as_sealed, &next, &unused) != SC_OK)
             continue;
         int64_t first = self->segments[*segment]->first_position, nothing = 0;
-        sc_look look = sc_segment_look(next, first, file_size_of(self->segments[*segment]), true, &nothing);
+        sc_look look = sc_segment_look(next, first, next->size, true, &nothing);
         if (look.state == SC_BATCH_GOOD) {
             *position = first;
             *header = look.header;
@@ -174,7 +205,7 @@ static bool is_lost(recovery *self, const place *at, const sc_look *look, const 
 {
     if (later->durable_offset > at->offset)
         return false;
-    if (!self->partition->topic->state.same_boot)
+    if (!self->same_boot)
         return true;
     /* the machine stayed up: only an append in flight may be missing, and it has no opening */
     return look->state == SC_BATCH_NONE && !later_segment;
@@ -249,9 +280,12 @@ static int walk(recovery *self, int64_t durable_offset, place *at)
         int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
         if (code != SC_OK)
             return code;
-        *at = (place){.segment = number, .file_size = file_size_of(segment)};
-        at->position = sc_segment_seek(segment, mapping, durable_offset, at->file_size, &at->offset);
-        code = walk_segment(self, at, mapping, &cut);
+        *at = (place){.segment = number};
+        code = file_size_of(self, segment, &at->file_size);
+        if (code == SC_OK) {
+            at->position = sc_segment_seek(segment, mapping, durable_offset, at->file_size, &at->offset);
+            code = walk_segment(self, at, mapping, &cut);
+        }
         sc_mapping_release(mapping);
         if (code != SC_OK)
             return code;
@@ -295,12 +329,37 @@ static int clear_tail(recovery *self, const place *at)
     bool readable = check.size <= 0 || sc_os_read_mapped(check.data, (size_t)check.size, check_zero, &check);
     if (!readable || !check.zero) {
         int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
-        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0)
+        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0 || sc_os.sync(fd) != 0)
             code = sc_fail_os(self->error, "cannot clear what a crash left", segment->path);
         if (fd >= 0)
             sc_os.close(fd);
     }
     sc_mapping_release(mapping);
+    return code;
+}
+
+/* A segment that goes on, or goes on again, has no final index. One of records that were cut would mislead. */
+static void drop_summary(recovery *self, sc_segment *segment)
+{
+    pthread_mutex_lock(&segment->mutex);
+    sc_index_load(segment);
+    bool has_summary = segment->has_summary;
+    pthread_mutex_unlock(&segment->mutex);
+    if (!has_summary)
+        return;
+    sc_index_remove(segment);
+    self->removed = true;
+}
+
+/* The names of removed files must be gone before others take their place. */
+static int sync_removals(recovery *self)
+{
+    char folder[SC_PATH_MAX];
+    if (!self->removed)
+        return SC_OK;
+    int code = sc_partition_folder(self->partition, folder, self->error);
+    if (code == SC_OK && sc_os_sync_folder(folder) != 0)
+        code = sc_fail_os(self->error, "cannot sync a partition's folder", folder);
     return code;
 }
 
@@ -311,6 +370,8 @@ static int settle(recovery *self, const place *at, int64_t durable_offset)
         code = remove_segment(self, self->count - 1);
     if (code == SC_OK && self->repair && !at->sealed)
         code = clear_tail(self, at);
+    if (code == SC_OK && self->repair && !at->sealed)
+        drop_summary(self, self->segments[at->segment]);
     *self->tail = (sc_tail){
         .start_offset = self->segments[0]->base_offset,
         .end_offset = at->offset,
@@ -329,22 +390,27 @@ static int recover_listed(recovery *self)
 {
     int64_t emptied_at = 0, durable_offset;
     int code = SC_OK;
-    while (code == SC_OK && self->count > 0 && is_unfinished(self, self->segments[self->count - 1])) {
+    bool unfinished = true;
+    while (code == SC_OK && self->count > 0 && unfinished) {
         emptied_at = self->segments[self->count - 1]->base_offset;
-        code = remove_segment(self, self->count - 1);
+        code = is_unfinished(self, self->segments[self->count - 1], &unfinished);
+        if (code == SC_OK && unfinished)
+            code = remove_segment(self, self->count - 1);
     }
     if (code != SC_OK)
         return code;
     if (self->count == 0) {
         *self->tail = (sc_tail){.start_offset = emptied_at, .end_offset = emptied_at, .durable_offset = emptied_at,
                                 .segment_base = -1};
-        return SC_OK;
+        return sync_removals(self);
     }
     place at = {0};
     code = find_durable(self, &durable_offset);
     if (code == SC_OK)
         code = walk(self, durable_offset, &at);
-    return code == SC_OK ? settle(self, &at, durable_offset) : code;
+    if (code == SC_OK)
+        code = settle(self, &at, durable_offset);
+    return code == SC_OK ? sync_removals(self) : code;
 }
 
 static int take_snapshot(recovery *self)
@@ -363,7 +429,9 @@ static int take_snapshot(recovery *self)
 
 int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error)
 {
+    sc_state *state = &partition->topic->state;
     recovery self = {.partition = partition, .repair = repair, .tail = tail, .error = error};
+    self.same_boot = sc_state_is_same_boot(state, partition->number);
     int code = sc_partition_list(partition, error);
     if (code == SC_OK)
         code = take_snapshot(&self);
@@ -372,6 +440,8 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
     for (int64_t i = 0; i < self.count; i++)
         sc_segment_release(self.segments[i]);
     free(self.segments);
+    if (code == SC_OK && repair)
+        sc_state_set_boot(state, partition->number);
     if (code == SC_OK && repair && tail->durable_offset < tail->end_offset)
         atomic_store(&partition->unflushed, true);
     return code;

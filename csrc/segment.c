@@ -87,9 +87,22 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
     sc_mapping_release(segment->mapping);
     segment->mapping = mapping;
     segment->file_size = file_size;
+    segment->may_grow = size > 0;
     segment->layout = self.found;
     segment->first_position = self.found->schema_message_size;
     return SC_OK;
+}
+
+/* A segment that was mapped while it was active may have been sealed at a size beyond that mapping. */
+static bool has_outgrown(sc_segment *segment)
+{
+    sc_file_stat stat;
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    if (fd < 0)
+        return false; /* gone: the mapping is what there is */
+    segment->may_grow = sc_os.stat(fd, &stat) != 0;
+    sc_os.close(fd);
+    return !segment->may_grow && stat.size > segment->mapping->size;
 }
 
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
@@ -97,7 +110,8 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
 {
     pthread_mutex_lock(&segment->mutex);
     int code = SC_OK;
-    if (segment->mapping == NULL || segment->mapping->size < size)
+    if (segment->mapping == NULL || segment->mapping->size < size ||
+        (size == 0 && segment->may_grow && has_outgrown(segment)))
         code = map_file(segment, size, layouts, partition, error);
     if (code == SC_OK) {
         sc_mapping_retain(segment->mapping);
@@ -132,12 +146,12 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
     end = end < mapping->size ? end : mapping->size;
     struct inspection self = {
         .look = {.state = SC_BATCH_NONE, .why = "the file ends here"},
-        .data = mapping->data + position,
         .available = end - position,
-        .verify = verify && position < mapping->size && !sc_mapping_is_verified(mapping, position),
     };
     if (position >= end)
         return self.look;
+    self.data = mapping->data + position;
+    self.verify = verify && !sc_mapping_is_verified(mapping, position);
     if (!sc_os_read_mapped(self.data, (size_t)(mapping->size - position), inspect, &self)) {
         self.look.state = SC_BATCH_BAD;
         self.look.why = "the file cannot be read here (input/output error, or it was cut short)";
@@ -202,7 +216,7 @@ void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position)
 {
     pthread_mutex_lock(&segment->mutex);
     int64_t count = segment->entry_count;
-    bool far = count == 0 || position >= segment->entries[count - 1].position + SC_INDEX_SPACING;
+    bool far = count == 0 || position - SC_INDEX_SPACING >= segment->entries[count - 1].position;
     if (far && count == segment->entry_capacity) {
         int64_t capacity = count == 0 ? 16 : count * 2;
         sc_index_entry *grown = realloc(segment->entries, (size_t)capacity * sizeof *grown);

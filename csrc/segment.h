@@ -31,6 +31,7 @@ typedef struct sc_segment {
     pthread_mutex_t mutex;
     sc_mapping *mapping; /* NULL until used */
     int64_t file_size;   /* when it was mapped */
+    bool may_grow;       /* it was mapped while it was the active segment */
     const sc_layout *layout;
     int64_t first_position; /* of the first batch */
     sc_index_entry *entries;
@@ -43,8 +44,8 @@ sc_segment *sc_segment_new(const char *folder, int64_t base_offset);
 void sc_segment_retain(sc_segment *segment);
 void sc_segment_release(sc_segment *segment);
 
-/* Maps at least `size` bytes of the file and recognises its schema among `layouts`. SC_FORMAT: not one of them. The
- * mapping is retained for the caller. */
+/* Maps at least `size` bytes of the file, 0: all of a sealed one, and recognises its schema among `layouts`. SC_FORMAT: not
+ * one of them. The mapping is retained for the caller. */
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                    sc_mapping **mapping, sc_error *error);
 
@@ -77,6 +78,8 @@ void sc_index_load(sc_segment *segment);
 void sc_index_save(sc_segment *segment, int64_t end_position);
 /* Writes the whole index of a sealed segment, with its summary. */
 void sc_index_seal(sc_segment *segment, const sc_summary *summary);
+/* Removes the file, and forgets what was learnt, when the segment was cut: a summary of other records would mislead. */
+void sc_index_remove(sc_segment *segment);
 /* The summary of a segment of at least `size` bytes: from the index of a sealed one, or from the batch headers.
  * `writable`: also mend the index. */
 int sc_segment_summarize(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,

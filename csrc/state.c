@@ -7,7 +7,7 @@
 #include "error.h"
 #include "os.h"
 
-enum { LOCK_OPEN = 0, LOCK_PARTITION = 1 << 20, PAGE = 4096 };
+enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_PARTITION = 1 << 20, PAGE = 4096 };
 static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
 
 static int64_t size_for(uint32_t partitions)
@@ -34,61 +34,74 @@ int sc_state_grow(sc_state *state, uint32_t partitions, sc_error *error)
     return SC_OK;
 }
 
-/* We are alone: nothing in the file counts but the boot id. */
-static void wipe(sc_state *state, bool existed, uint32_t generation)
+/* We are alone: nothing in the file counts but the boot ids. All slots are wiped, also those beyond the partitions that
+ * we know of. A file that was not there was never written under another kernel. */
+static void wipe(sc_state *state, int64_t old_size, uint32_t generation)
 {
-    uint8_t boot_id[16];
+    uint8_t boot_id[16], kept[16];
     sc_os_boot_id(boot_id);
     sc_state_header *header = sc_state_header_of(state);
     bool known = memcmp(header->magic, state_magic, sizeof state_magic) == 0;
-    state->same_boot = !existed || (known && memcmp(header->boot_id, boot_id, sizeof boot_id) == 0);
-    memset(state->data, 0, (size_t)state->allocated);
-    memcpy(header->boot_id, boot_id, sizeof boot_id);
+    int64_t size = old_size > state->allocated ? old_size : state->allocated;
+    size = size < state->mapped ? size : state->mapped;
+    int64_t slots = (size - (int64_t)sizeof *header) / (int64_t)sizeof(sc_slot);
+    memset(state->data, 0, sizeof *header);
+    for (int64_t i = 0; i < slots; i++) {
+        sc_slot *slot = sc_state_slot(state, (uint32_t)i);
+        memcpy(kept, old_size == 0 ? boot_id : slot->boot_id, sizeof kept);
+        memset((void *)slot, 0, sizeof *slot);
+        if (known || old_size == 0)
+            memcpy(slot->boot_id, kept, sizeof kept);
+    }
     memcpy(header->magic, state_magic, sizeof state_magic);
     atomic_store(&header->generation, generation);
 }
 
-static int open_writable(sc_state *state, uint32_t partitions, uint32_t generation, sc_error *error)
+/* A new file must outlive the logs whose boot ids it holds: without it, their power loss would not be noticed. */
+static int sync_new(const sc_state *state, const char *folder, sc_error *error)
+{
+    if (sc_os.sync(state->fd) != 0 || sc_os_sync_folder(folder) != 0)
+        return sc_fail_os(error, "cannot sync the state of a topic", state->path);
+    return SC_OK;
+}
+
+/* Under LOCK_OPENING: takes LOCK_OPEN, and wipes the file when nobody else has it. */
+static int join(sc_state *state, const char *folder, uint32_t partitions, uint32_t generation, sc_error *error)
 {
     sc_file_stat stat;
-    if (!(state->guarded = sc_os_guard_descriptor(state->fd)))
-        return sc_fail(error, SC_INVALID, "too many topics are open in one process");
-    int locked = sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_EXCLUSIVE, false);
-    if (locked != 0 && errno != EAGAIN && errno != EACCES)
-        return sc_fail_os(error, "cannot lock a topic", state->path);
-    if (locked != 0 && sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_SHARED, true) != 0)
+    bool alone = sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_EXCLUSIVE, false) == 0;
+    if (!alone && errno != EAGAIN && errno != EACCES)
         return sc_fail_os(error, "cannot lock a topic", state->path);
     if (sc_os.stat(state->fd, &stat) != 0)
         return sc_fail_os(error, "cannot look at the state of a topic", state->path);
     int code = sc_state_grow(state, partitions, error);
     if (code == SC_OK)
         code = map_state(state, error);
-    if (code != SC_OK || locked != 0)
-        return code;
-    wipe(state, stat.size > 0, generation);
-    if (sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_SHARED, true) != 0)
-        return sc_fail_os(error, "cannot lock a topic", state->path);
-    return SC_OK;
+    if (code == SC_OK && alone) {
+        wipe(state, stat.size, generation);
+        code = stat.size == 0 ? sync_new(state, folder, error) : SC_OK;
+    }
+    if (code == SC_OK && sc_os.lock(state->fd, LOCK_OPEN, SC_LOCK_SHARED, true) != 0)
+        code = sc_fail_os(error, "cannot lock a topic", state->path);
+    return code;
 }
 
-static int open_read_only(sc_state *state, sc_error *error)
+static int open_writable(sc_state *state, const char *folder, uint32_t partitions, uint32_t generation, sc_error *error)
 {
-    sc_file_stat stat;
-    uint8_t boot_id[16];
-    if (sc_os.stat(state->fd, &stat) != 0)
-        return sc_fail_os(error, "cannot look at the state of a topic", state->path);
-    int code = map_state(state, error);
-    if (code != SC_OK || stat.size < (int64_t)sizeof(sc_state_header))
-        return code;
-    sc_os_boot_id(boot_id);
-    state->same_boot = memcmp(sc_state_header_of(state)->boot_id, boot_id, sizeof boot_id) == 0;
-    return SC_OK;
+    if (!(state->guarded = sc_os_guard_descriptor(state->fd)))
+        return sc_fail(error, SC_INVALID, "too many topics are open in one process");
+    if (sc_os.lock(state->fd, LOCK_OPENING, SC_LOCK_EXCLUSIVE, true) != 0)
+        return sc_fail_os(error, "cannot lock a topic", state->path);
+    int code = join(state, folder, partitions, generation, error);
+    if (code == SC_OK && sc_os.lock(state->fd, LOCK_OPENING, SC_LOCK_NONE, false) != 0)
+        code = sc_fail_os(error, "cannot unlock a topic", state->path);
+    return code; /* after a failure the descriptor is closed, and its locks are gone */
 }
 
 int sc_state_open(sc_state *state, const char *folder, bool writable, uint32_t partitions, uint32_t generation,
                   sc_error *error)
 {
-    *state = (sc_state){.fd = -1, .writable = writable, .same_boot = true};
+    *state = (sc_state){.fd = -1, .writable = writable};
     if (snprintf(state->path, sizeof state->path, "%s/state", folder) >= (int)sizeof state->path)
         return sc_fail(error, SC_INVALID, "the path of the store is too long");
     state->fd = sc_os.open(state->path, writable ? SC_OPEN_CREATE_OR_WRITE : SC_OPEN_READ);
@@ -96,7 +109,7 @@ int sc_state_open(sc_state *state, const char *folder, bool writable, uint32_t p
         return SC_OK; /* a reader does without */
     if (state->fd < 0)
         return sc_fail_os(error, "cannot open the state of a topic", state->path);
-    int code = writable ? open_writable(state, partitions, generation, error) : open_read_only(state, error);
+    int code = writable ? open_writable(state, folder, partitions, generation, error) : map_state(state, error);
     if (code != SC_OK)
         sc_state_close(state, false);
     return code;
@@ -122,13 +135,34 @@ void sc_state_close(sc_state *state, bool forked)
     sc_state_unlock_all(state, forked && state->guarded);
 }
 
+static bool has_slot(const sc_state *state, uint32_t partition)
+{
+    sc_file_stat stat;
+    return sc_os.stat(state->fd, &stat) == 0 && stat.size >= size_for(partition + 1);
+}
+
 bool sc_state_is_live(const sc_state *state, uint32_t partition)
 {
     if (state->writable)
         return true;
-    sc_file_stat stat;
-    return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == 1 &&
-           sc_os.stat(state->fd, &stat) == 0 && stat.size >= size_for(partition + 1);
+    /* held exclusively, it is being wiped */
+    return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == SC_LOCK_SHARED && has_slot(state, partition);
+}
+
+bool sc_state_is_same_boot(const sc_state *state, uint32_t partition)
+{
+    uint8_t boot_id[16];
+    if (state->data == NULL)
+        return true;
+    if (!state->writable && !has_slot(state, partition))
+        return false;
+    sc_os_boot_id(boot_id);
+    return memcmp(sc_state_slot(state, partition)->boot_id, boot_id, sizeof boot_id) == 0;
+}
+
+void sc_state_set_boot(sc_state *state, uint32_t partition)
+{
+    sc_os_boot_id(sc_state_slot(state, partition)->boot_id);
 }
 
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error)

@@ -2,15 +2,17 @@
  * The `state` file of a topic: what processes that have the topic open tell each other. Internal.
  *
  * It is mapped by everyone, and believed only while somebody has the topic open for writing: the first to open it
- * wipes it. After a crash of all processes nothing in it is used but the boot id, which tells whether the machine
- * went down too.
+ * wipes it. After a crash of all processes nothing in it is used but the boot id of each slot, which tells whether the
+ * machine went down since that log was last looked after. It is kept per partition because a log is repaired on its
+ * first use: a session that never touched a partition must not hide the power loss from the next one.
  *
  *      0  sc_state_header, 256 bytes
  *    256  sc_slot of partition 0, 256 bytes
  *    ...
  *
- * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open; byte
- * LOCK_PARTITION + p is held exclusively while the log of partition p changes.
+ * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open, and
+ * exclusively while the file is wiped; byte 1 is held exclusively by who opens, so that a writer that dies before it has
+ * wiped leaves the wiping to the next one; byte LOCK_PARTITION + p is held exclusively while the log of p changes.
  *
  * A slot has two copies of the tail. Who holds the partition's lock fills the copy that is not current and then counts
  * `version` up, so a reader that finds the same version before and after has read a whole tail, and a writer that dies
@@ -25,12 +27,11 @@
 #include "streamcore.h"
 
 typedef struct sc_state_header {
-    uint8_t magic[8]; /* "SCSTATE1" */
-    uint8_t boot_id[16];
+    uint8_t magic[8];            /* "SCSTATE1" */
     _Atomic uint32_t generation; /* of the topic's settings */
     _Atomic uint32_t deleted;
     _Atomic uint32_t wake; /* counts appends; waiters sleep on it */
-    uint32_t reserved[55];
+    uint32_t reserved[59];
 } sc_state_header;
 static_assert(sizeof(sc_state_header) == 256, "the state header has 256 bytes");
 
@@ -52,7 +53,9 @@ typedef struct sc_slot {
     _Atomic uint32_t version; /* 0: nobody has looked at the log yet; copy version % 2 is current */
     _Atomic uint32_t dirty;   /* not 0 while the log is being changed */
     _Atomic int32_t poisoned; /* errno of a failed sync */
-    uint32_t reserved[13];
+    uint32_t reserved_32;
+    uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
+    uint32_t reserved[8];
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
     uint8_t padding[48];
 } sc_slot;
@@ -62,7 +65,6 @@ typedef struct sc_state {
     int fd;
     bool writable;
     bool guarded;
-    bool same_boot; /* the kernel runs since before the last writer: the page cache is whole */
     uint8_t *data;  /* NULL: there is no state file */
     int64_t mapped, allocated;
     char path[SC_PATH_MAX];
@@ -86,6 +88,11 @@ static inline sc_slot *sc_state_slot(const sc_state *state, uint32_t partition)
 }
 /* True when the partition's slot can be believed: a writer has the topic open. */
 bool sc_state_is_live(const sc_state *state, uint32_t partition);
+/* True when the kernel runs since before the last writer of this log: the page cache is whole. Without a state file
+ * nothing speaks for a power loss. */
+bool sc_state_is_same_boot(const sc_state *state, uint32_t partition);
+/* The log is repaired under this kernel. The caller holds the partition's lock. */
+void sc_state_set_boot(sc_state *state, uint32_t partition);
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error);
 void sc_state_unlock(sc_state *state, uint32_t partition);
 

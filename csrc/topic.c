@@ -8,7 +8,10 @@
 #include "error.h"
 #include "os.h"
 
-enum { WAIT_SLICE_NS = 50 * 1000 * 1000 }; /* how often a waiter without live state looks for itself */
+enum {
+    WAIT_SLICE_NS = 50 * 1000 * 1000,        /* how often a waiter without live state looks for itself */
+    WAIT_SLICE_LIVE_NS = 1000 * 1000 * 1000, /* and one with it: who appended may have died before the wake-up */
+};
 
 /* ---- opening and closing ----------------------------------------------------------------------------------- */
 
@@ -276,7 +279,8 @@ static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_
                        int64_t timeout_ms, sc_error *error)
 {
     static uint32_t nothing;
-    int64_t deadline = timeout_ms < 0 ? -1 : sc_os.monotonic_ns() + timeout_ms * 1000000;
+    int64_t now = sc_os.monotonic_ns();
+    int64_t deadline = timeout_ms < 0 || timeout_ms > (INT64_MAX - now) / 1000000 ? -1 : now + timeout_ms * 1000000;
     for (;;) {
         bool live = topic->state.data != NULL && sc_state_is_live(&topic->state, 0);
         _Atomic uint32_t *wake = live ? &sc_state_header_of(&topic->state)->wake : NULL;
@@ -293,9 +297,8 @@ static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_
         if (left <= 0)
             return SC_END;
         bool slices = !live || !topic->writable; /* the last writer may leave without a wake-up */
-        if (slices && left > WAIT_SLICE_NS)
-            left = WAIT_SLICE_NS;
-        sc_os.wait(live ? (uint32_t *)wake : &nothing, seen, left == INT64_MAX ? -1 : left);
+        int64_t slice = slices ? WAIT_SLICE_NS : WAIT_SLICE_LIVE_NS;
+        sc_os.wait(live ? (uint32_t *)wake : &nothing, seen, left < slice ? left : slice);
     }
 }
 

@@ -5,10 +5,13 @@
 >>> clicks = store.create_topic("clicks", partitions=4)
 >>> clicks.append([b"a", b"b"], keys=[b"k1", b"k2"])
 >>> clicks.scan().to_arrow()
+
+The names below are loaded when first used (PEP 562): importing the package costs no import of pyarrow or NumPy.
 """
 
-from streamcore._core import Record
-from streamcore.config import TopicConfig
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from streamcore.errors import (
     CorruptionError,
     FencedError,
@@ -23,11 +26,30 @@ from streamcore.errors import (
     TopicNotFoundError,
     TransactionError,
 )
-from streamcore.scan import Scan, ScanMetrics
-from streamcore.store import Digest, Problem, Store, open
-from streamcore.topic import Partition, Segment, Span, Topic
+
+if TYPE_CHECKING:
+    from streamcore._core import Record
+    from streamcore.config import TopicConfig
+    from streamcore.scan import Scan, ScanMetrics
+    from streamcore.store import Digest, Problem, Store, open
+    from streamcore.topic import Partition, Segment, Span, Topic
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Digest": "store",
+    "Partition": "topic",
+    "Problem": "store",
+    "Record": "_core",
+    "Scan": "scan",
+    "ScanMetrics": "scan",
+    "Segment": "topic",
+    "Span": "topic",
+    "Store": "store",
+    "Topic": "topic",
+    "TopicConfig": "config",
+    "open": "store",
+}
 
 __all__ = [
     "CorruptionError",
@@ -56,3 +78,16 @@ __all__ = [
     "__version__",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'streamcore' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"streamcore.{home}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

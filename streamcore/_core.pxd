@@ -193,7 +193,8 @@ cdef extern from "streamcore.h" nogil:
     void sc_mapping_retain(sc_mapping *)
     void sc_mapping_release(sc_mapping *)
     int sc_batch_export(const sc_batch *, const sc_column *, int64_t, int64_t *, ArrowArray *, sc_error *)
-    int sc_scan_export(sc_scan *, const sc_column *, int64_t, const ArrowSchema *, uint32_t, ArrowArrayStream *, sc_error *)
+    int sc_scan_export(
+        sc_scan *, const sc_column *, int64_t, const ArrowSchema *, uint32_t, ArrowArrayStream *, sc_error *)
 
     struct sc_rows:
         int64_t count

@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, Py_NE
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t
@@ -45,7 +45,7 @@ cdef object error_of(const sc_error *error):
     if code == SC_CORRUPT:
         return errors.CorruptionError(message, path, offset, position)
     if code == SC_FORMAT:
-        return errors.StoreFormatError(f"{message} (file {path})")
+        return errors.StoreFormatError(f"{message} (file {path})", path)
     if code == SC_TOO_LARGE:
         return errors.RecordTooLargeError(message)
     if code == SC_INVALID:
@@ -135,8 +135,7 @@ def crc32c(const uint8_t[::1] data, uint32_t crc=0):
 
 def partitions_of_keys(array, int32_t[::1] out, uint32_t partitions, int32_t without_key):
     """Fills `out` with the partition of each key of an Arrow binary array."""
-    cdef object schema_capsule, array_capsule
-    schema_capsule, array_capsule = array.__arrow_c_array__()
+    cdef object array_capsule = array.__arrow_c_array__()[1]
     cdef const ArrowArray *keys = <const ArrowArray *>PyCapsule_GetPointer(array_capsule, "arrow_array")
     cdef const uint8_t *validity = <const uint8_t *>keys.buffers[0]
     cdef const int32_t *ends = <const int32_t *>keys.buffers[1]
@@ -552,7 +551,9 @@ cdef class Topic:
         cdef sc_error error
         cdef sc_layout *layout
         cdef const ArrowSchema *schema = <const ArrowSchema *>PyCapsule_GetPointer(schema_capsule, "arrow_schema")
-        check(sc_layout_new(schema, &message[0], message.shape[0], partition_digits_at, version, &layout, &error), &error)
+        cdef int code = sc_layout_new(
+            schema, &message[0], message.shape[0], partition_digits_at, version, &layout, &error)
+        check(code, &error)
         check(sc_topic_add_layout(self.ptr, layout, &error), &error)
 
     def alter(self, tuple settings, bint publish):
@@ -694,15 +695,15 @@ cdef class Topic:
         return self.append_by_key(values, keys, times, timestamp, version, partitions, without_key, log_append_time,
                                   durable)
 
-    cdef tuple append_range(self, uint32_t partition, const sc_bytes *values, const sc_bytes *keys, const int64_t *times,
-                            int64_t timestamp, headers, int64_t count, uint32_t version, bint log_append_time,
-                            bint durable):
+    cdef tuple append_range(self, uint32_t partition, const sc_bytes *values, const sc_bytes *keys,
+                            const int64_t *times, int64_t timestamp, headers, int64_t count, uint32_t version,
+                            bint log_append_time, bint durable):
         cdef int64_t batches = 0, start = 0, end, size
         cdef int64_t most = count // BATCH_ROWS_MAX + 2
-        cdef object schema_capsule, array_capsule
+        cdef object array_capsule
         cdef const ArrowArray *header_array = NULL
         if headers is not None:
-            schema_capsule, array_capsule = headers.__arrow_c_array__()
+            array_capsule = headers.__arrow_c_array__()[1]
             header_array = <const ArrowArray *>PyCapsule_GetPointer(array_capsule, "arrow_array")
         for end in range(count):
             size = values[end].size + (keys[end].size if keys != NULL else 0)
@@ -776,10 +777,10 @@ cdef class Topic:
             PyMem_RawFree(targets)
             PyMem_RawFree(starts)
 
-    def append_arrays(self, uint32_t partition, list chunks, int64_t timestamp, int64_t rows_per_batch, uint32_t version,
-                      bint log_append_time, bint durable):
-        """Appends Arrow arrays of exactly the layout's types: [(rows, key, value, headers, times), …], where each of key,
-        value and headers has __arrow_c_array__ or is None, and times is int64 milliseconds or None."""
+    def append_arrays(self, uint32_t partition, list chunks, int64_t timestamp, int64_t rows_per_batch,
+                      uint32_t version, bint log_append_time, bint durable):
+        """Appends Arrow arrays of exactly the layout's types: [(rows, key, value, headers, times), …], where each of
+        key, value and headers has __arrow_c_array__ or is None, and times is int64 milliseconds or None."""
         cdef list kept = []
         cdef const int64_t[::1] times
         cdef int64_t batches = 0, most = 1, start, count, step = max(1, min(rows_per_batch, BATCH_ROWS_MAX))

@@ -53,7 +53,9 @@ class ArrayAppend:
         rows = table.num_rows
         if table.num_columns and rows and rows / max(1, _chunk_count(table)) < _SMALL_CHUNK_ROWS:
             table = table.combine_chunks()
-        chunks = [_chunk_of(batch, extras, version) for batch in table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows]
+        chunks = [
+            _chunk_of(batch, extras, version) for batch in table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows
+        ]
         return cls(chunks, None, targets)
 
     def drop_times(self) -> None:
@@ -129,7 +131,7 @@ def _value_array(values: Any, version: SchemaVersion) -> pa.Array:
 
 
 def _chunk_count(table: pa.Table) -> int:
-    return max(table.column(i).num_chunks for i in range(table.num_columns))
+    return max(int(table.column(i).num_chunks) for i in range(table.num_columns))
 
 
 def _extra_columns(table: pa.Table, version: SchemaVersion) -> set[str]:
@@ -239,7 +241,9 @@ def _checked_size(value: pa.Array, config: TopicConfig) -> pa.Array:
     if pa.types.is_binary(value.type):
         longest = pc.max(pc.binary_length(value)).as_py() or 0
         if longest > config.max_record_bytes:
-            raise RecordTooLargeError(f"a value of {longest} bytes is above max_record_bytes ({config.max_record_bytes})")
+            raise RecordTooLargeError(
+                f"a value of {longest} bytes is above max_record_bytes ({config.max_record_bytes})"
+            )
     return value
 
 

@@ -20,6 +20,7 @@ from streamcore.errors import CorruptionError, StorageError, StoreFormatError, S
 CATALOG_NAME = "catalog.sqlite"
 CATALOG_FORMAT = 1
 _BUSY_TIMEOUT_S = 30.0
+_TOPIC_COLUMNS = "id, name, folder, partitions, config, generation, mixed"
 
 _TABLES = """
 create table meta (key text primary key, value text not null) without rowid;
@@ -154,9 +155,7 @@ class Catalog:
     def topics(self) -> list[TopicRow]:
         """All topics, by name."""
         with self._reading() as connection:
-            rows = connection.execute(
-                "select id, name, folder, partitions, config, generation, mixed from topics order by name"
-            ).fetchall()
+            rows = connection.execute(f"select {_TOPIC_COLUMNS} from topics order by name").fetchall()
             return [self._with_schemas(connection, row) for row in rows]
 
     def topic(self, name: str) -> TopicRow | None:
@@ -170,12 +169,15 @@ class Catalog:
     def _one_topic(self, column: str, value: str) -> TopicRow | None:
         with self._reading() as connection:
             row = connection.execute(
-                f"select id, name, folder, partitions, config, generation, mixed from topics where {column} = ?", (value,)
+                f"select id, name, folder, partitions, config, generation, mixed from topics where {column} = ?",
+                (value,),
             ).fetchone()
             return None if row is None else self._with_schemas(connection, row)
 
     def _with_schemas(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> TopicRow:
-        schemas = dict(connection.execute("select version, schema from schemas where topic_id = ?", (row[0],)).fetchall())
+        schemas = dict(
+            connection.execute("select version, schema from schemas where topic_id = ?", (row[0],)).fetchall()
+        )
         try:
             config = json.loads(row[4])
         except ValueError as error:
@@ -199,7 +201,8 @@ class Catalog:
         """Replaces a topic's settings if its generation is still the one before `row`'s; adds new schemas."""
         with self._changing() as connection:
             changed = connection.execute(
-                "update topics set partitions = ?, config = ?, generation = ?, mixed = ? where id = ? and generation = ?",
+                "update topics set partitions = ?, config = ?, generation = ?, mixed = ? "
+                "where id = ? and generation = ?",
                 (row.partitions, json.dumps(row.config), row.generation, row.mixed, row.id, row.generation - 1),
             ).rowcount
             if changed == 0:

@@ -38,7 +38,9 @@ def milliseconds(moment: Any, name: str) -> int:
 def microseconds(moment: datetime.datetime, name: str) -> int:
     """Microseconds since 1970 of an aware datetime; ValueError for a naive one."""
     if moment.tzinfo is None or moment.utcoffset() is None:
-        raise ValueError(f"{name} is {moment!r}, which has no time zone: give an aware datetime, for example in datetime.UTC")
+        raise ValueError(
+            f"{name} is {moment!r}, which has no time zone: give an aware datetime, for example in datetime.UTC"
+        )
     return (moment - _EPOCH) // _MICROSECOND
 
 
@@ -80,7 +82,9 @@ def arrow_times(array: pa.Array) -> Times:
         raise ValueError("timestamps has nulls; every record has a time")
     if pa.types.is_timestamp(array.type):
         if array.type.tz is None:
-            raise ValueError(f"timestamps are {array.type}, without a time zone: cast them, for example to timestamp('ms', 'UTC')")
+            raise ValueError(
+                f"timestamps are {array.type}, without a time zone: cast them, for example to timestamp('ms', 'UTC')"
+            )
         array = array.cast(pa.timestamp("ms", tz="UTC"), safe=False).view(pa.int64())
     elif pa.types.is_integer(array.type):
         array = array.cast(pa.int64())
@@ -126,7 +130,9 @@ def binary_array(values: Any, name: str) -> pa.Array | None:
     if isinstance(values, (list, tuple)):
         for i, value in enumerate(values):
             if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
-                raise TypeError(f"{name}[{i}] is {type(value).__name__}; bytes, another bytes-like object or None is needed")
+                raise TypeError(
+                    f"{name}[{i}] is {type(value).__name__}; bytes, another bytes-like object or None is needed"
+                )
         return pa.array([None if v is None else bytes(v) for v in values], pa.binary())
     if isinstance(values, np.ndarray) and values.dtype.kind not in "SO":
         raise TypeError(f"{name} is an array of {values.dtype}; NumPy bytes (dtype S) are needed")
@@ -143,7 +149,7 @@ def binary_array(values: Any, name: str) -> pa.Array | None:
 
 
 def _is_view(kind: pa.DataType) -> bool:
-    return pa.types.is_binary_view(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_binary_view(kind) or pa.types.is_string_view(kind))
 
 
 def _to_binary(array: pa.Array) -> pa.Array:
@@ -214,9 +220,13 @@ def _conform(array: pa.Array, field: pa.Field) -> pa.Array:
         try:
             array = decode_dictionaries(array).cast(field.type)
         except (pa.ArrowException, NotImplementedError) as error:
-            raise TypeError(f"column {field.name!r} is {array.type}, which cannot become {field.type}: {error}") from error
+            raise TypeError(
+                f"column {field.name!r} is {array.type}, which cannot become {field.type}: {error}"
+            ) from error
     if not field.nullable and array.null_count:
-        raise ValueError(f"column {field.name!r} has {array.null_count} nulls; the topic's schema says that it has none")
+        raise ValueError(
+            f"column {field.name!r} has {array.null_count} nulls; the topic's schema says that it has none"
+        )
     return array
 
 
@@ -261,7 +271,9 @@ def struct_of_dicts(values: Sequence[Any], schema: pa.Schema) -> pa.StructArray:
             raise TypeError(f"values[{i}] is {type(value).__name__}; a dict of the topic's fields or None is needed")
         for name in value:
             if name not in schema.names:
-                raise ValueError(f"values[{i}] has {name!r}, which is not in the topic's schema: {', '.join(schema.names)}")
+                raise ValueError(
+                    f"values[{i}] has {name!r}, which is not in the topic's schema: {', '.join(schema.names)}"
+                )
     mask = pa.array([value is None for value in values], pa.bool_())
     arrays = []
     for field in schema:
@@ -275,8 +287,10 @@ def _array_of_objects(column: list[Any], field: pa.Field, values: Sequence[Any])
         array = pa.array(column, field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
         row = _first_bad(column, field.type)
-        found = type(column[row]).__name__
-        raise TypeError(f"values[{row}][{field.name!r}] is {found} {column[row]!r}; the topic's schema has {field.type} ({error})") from error
+        found = f"{type(column[row]).__name__} {column[row]!r}"
+        raise TypeError(
+            f"values[{row}][{field.name!r}] is {found}; the topic's schema has {field.type} ({error})"
+        ) from error
     if not field.nullable:
         for i, item in enumerate(column):
             if item is None and values[i] is not None:

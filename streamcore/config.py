@@ -55,7 +55,7 @@ class TopicConfig:
 
 
 def check_durability(durability: Any) -> str:
-    """"os" or "disk"."""
+    """ "os" or "disk"."""
     _check_choice("durability", durability, DURABILITIES)
     return str(durability)
 
@@ -66,7 +66,9 @@ def check_topic_name(name: Any) -> str:
         raise TypeError(f"a topic's name is a str, not {type(name).__name__}")
     if not _NAME.fullmatch(name) or name in (".", ".."):
         shown = repr(name if len(name) <= 80 else name[:77] + "...")
-        raise ValueError(f"{shown} ({len(name)} characters) is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ - are allowed")
+        raise ValueError(
+            f"{shown} ({len(name)} characters) is no name for a topic: 1 to 249 of a-z A-Z 0-9 . _ - are allowed"
+        )
     return name
 
 

@@ -44,7 +44,11 @@ class CorruptionError(StreamcoreError):
 
 
 class StoreFormatError(StreamcoreError):
-    """A store or file is of a format that this version cannot read, or belongs elsewhere."""
+    """A store or file is of a format that this version cannot read, or belongs elsewhere: `path`, when it is a file."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class TopicExistsError(StreamcoreError):

@@ -47,7 +47,7 @@ class Leg:
 
 @dataclasses.dataclass(frozen=True)
 class ScanMetrics:
-    """What a scan has read so far: segments and batches opened, rows, bytes of the columns handed out, bytes checked."""
+    """What a scan has read so far: segments, batches, rows, bytes of the columns handed out, bytes checked."""
 
     segments_opened: int = 0
     batches: int = 0
@@ -104,7 +104,9 @@ def _offset(bound: Any, name: str, partition: int, earliest: int, latest: int) -
             return latest
         raise ValueError(f"{name} is {bound!r}; an offset, an aware datetime, 'earliest' or 'latest' is allowed")
     if not isinstance(bound, (int, np.integer)) or isinstance(bound, bool):
-        raise TypeError(f"{name} is {type(bound).__name__}; an offset, an aware datetime, 'earliest' or 'latest' is needed")
+        raise TypeError(
+            f"{name} is {type(bound).__name__}; an offset, an aware datetime, 'earliest' or 'latest' is needed"
+        )
     if not earliest <= bound <= latest:
         raise OffsetOutOfRangeError(
             f"{name} is offset {bound}; partition {partition} has offsets {earliest} to {latest}", earliest, latest
@@ -257,11 +259,19 @@ class Scan:
                     leg.high if before is None else min(leg.high, before - 1),
                 )
             )
-        return self._with(legs)
+        return self._like(legs, self._columns)
 
-    def _with(self, legs: list[Leg]) -> Scan:
+    def _like(self, legs: list[Leg], columns: list[str] | None) -> Scan:
         return Scan(
-            self._topic, self._core, self._versions, self._current, self._mixed, legs, self._columns, self._limit, self._verify
+            self._topic,
+            self._core,
+            self._versions,
+            self._current,
+            self._mixed,
+            legs,
+            columns,
+            self._limit,
+            self._verify,
         )
 
     # ---- Arrow ----
@@ -369,14 +379,9 @@ class Scan:
     def count(self) -> int:
         """The number of records, from batch headers alone where no time bounds it."""
         if any(leg.by_time for leg in self._legs):
-            return sum(batch.num_rows for batch in self._projected(["timestamp"]).batches())
+            return sum(batch.num_rows for batch in self._like(self._legs, ["timestamp"]).batches())
         total = self._open(self._legs, -1).count()
         return total if self._limit is None else min(total, self._limit)
-
-    def _projected(self, columns: list[str]) -> Scan:
-        return Scan(
-            self._topic, self._core, self._versions, self._current, self._mixed, self._legs, columns, self._limit, self._verify
-        )
 
     def __iter__(self) -> Iterator[_core.Record]:
         """Record objects. The `columns` of the scan do not apply to them."""
@@ -394,7 +399,7 @@ class Scan:
                     left -= 1
 
     def _records(self, legs: list[Leg], limit: int) -> Iterator[_core.Record]:
-        whole = self._projected(list(schema.RECORD_COLUMNS))
+        whole = self._like(self._legs, list(schema.RECORD_COLUMNS))
         scan = self._open(legs, limit)
         return scan.records(lambda batch: _decode(whole._import(scan, batch, legs[0]), batch.partition), limit)
 
@@ -421,10 +426,8 @@ def _column_of(batch: pa.RecordBatch, number: int, path: list[int], partition: i
 def _decode(batch: pa.RecordBatch, partition: int) -> Iterator[_core.Record]:
     """Records of a batch that is typed, compressed or has headers."""
     offsets, times, keys, values, headers = (batch.column(i) for i in range(len(schema.RECORD_COLUMNS)))
-    rows = zip(
-        offsets.to_pylist(), times.view(pa.int64()).to_pylist(), keys.to_pylist(), values.to_pylist(), headers.to_pylist(),
-        strict=True,
-    )  # fmt: skip
+    stamps = times.view(pa.int64()).to_pylist()
+    rows = zip(offsets.to_pylist(), stamps, keys.to_pylist(), values.to_pylist(), headers.to_pylist(), strict=True)
     for offset, timestamp, key, value, pairs in rows:
         named = () if not pairs else tuple((pair["key"], pair["value"]) for pair in pairs)
         yield _core.Record(partition, offset, timestamp, key, value, named)

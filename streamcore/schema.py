@@ -97,7 +97,9 @@ def checked_user_schema(schema: Any) -> pa.Schema:
     """
     if not isinstance(schema, pa.Schema):
         if not hasattr(schema, "__arrow_c_schema__"):
-            raise TypeError(f"schema is {type(schema).__name__}; an Arrow schema is needed (anything with __arrow_c_schema__)")
+            raise TypeError(
+                f"schema is {type(schema).__name__}; an Arrow schema is needed (anything with __arrow_c_schema__)"
+            )
         schema = pa.schema(schema)
     if len(schema) == 0:
         raise ValueError("a typed topic's schema has at least one field")
@@ -115,7 +117,9 @@ def _distinct(fields: list[pa.Field], where: str) -> list[pa.Field]:
 
 
 def _checked_field(field: pa.Field, path: str, depth: int) -> pa.Field:
-    return pa.field(field.name, _checked_type(field.type, path, depth), nullable=field.nullable, metadata=field.metadata)
+    return pa.field(
+        field.name, _checked_type(field.type, path, depth), nullable=field.nullable, metadata=field.metadata
+    )
 
 
 def _checked_type(kind: pa.DataType, path: str, depth: int) -> pa.DataType:
@@ -144,17 +148,20 @@ def _checked_type(kind: pa.DataType, path: str, depth: int) -> pa.DataType:
     return kind
 
 
+_RULE = "a schema may only gain nullable fields"
+
+
 def check_evolution(old: pa.Schema, new: pa.Schema) -> None:
     """Allows new nullable fields and nothing else; ValueError names the difference."""
     for field in old:
         if field.name not in new.names:
-            raise ValueError(f"the field {field.name!r} is missing: a schema may only gain nullable fields")
+            raise ValueError(f"the field {field.name!r} is missing: {_RULE}")
         other = new.field(field.name)
         if other.type != field.type:
-            raise ValueError(f"the field {field.name!r} would change from {field.type} to {other.type}: a schema may only gain nullable fields")
+            raise ValueError(f"the field {field.name!r} would change from {field.type} to {other.type}: {_RULE}")
         if other.nullable != field.nullable:
             state = "nullable" if other.nullable else "not nullable"
-            raise ValueError(f"the field {field.name!r} would become {state}: a schema may only gain nullable fields")
+            raise ValueError(f"the field {field.name!r} would become {state}: {_RULE}")
     for field in new:
         if field.name not in old.names and not field.nullable:
             raise ValueError(f"the new field {field.name!r} is not nullable: records before it have no value for it")

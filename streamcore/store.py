@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -61,8 +63,8 @@ class Digest(NamedTuple):
 def open(path: str | os.PathLike[str], mode: Mode = "rw", durability: Literal["os", "disk"] = "os") -> Store:
     """Opens the store in a directory; with mode "rw" makes it when absent. Mode "r" never writes a byte.
 
-    durability: of appends that say nothing else, on topics that say nothing else: "os" survives any crash of the process
-    and is flushed in the background within a second, "disk" returns when the drive has it.
+    durability: of appends that say nothing else, on topics that say nothing else: "os" survives any crash of the
+    process and is flushed in the background within a second, "disk" returns when the drive has it.
 
     Raises StorageError (no such directory, no permission, not a directory) and StoreFormatError.
     """
@@ -80,7 +82,7 @@ class Store:
             raise ValueError(f"mode is {mode!r}; 'r' or 'rw' is allowed")
         if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path is {type(path).__name__}; str or os.PathLike is needed")
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the working directory may change
         self.mode: Mode = mode
         self.durability = check_durability(durability)
         self.lock = threading.RLock()
@@ -152,7 +154,7 @@ class Store:
         return [self._topic_of(row) for row in self.catalog.topics()]
 
     def delete_topic(self, name: str) -> None:
-        """Deletes a topic and its records. Readers that have it mapped keep what they have. Raises TopicNotFoundError."""
+        """Deletes a topic and its records; readers keep what they have mapped. Raises TopicNotFoundError."""
         self._check_writable()
         topic = self.topic(name)
         topic.open()
@@ -313,6 +315,13 @@ class Store:
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_stores):
+        with contextlib.suppress(StreamcoreError, OSError):
+            store.close()
 
 
 # ---- the background flush --------------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from streamcore import _core, columns, schema
+from streamcore import _core, columns
+from streamcore import schema as schemas
 from streamcore.append import ArrayAppend, append_arrays
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, check_durability, check_partitions
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
 _STALE_RETRIES = 100
+_SCHEMA_READ_BYTES = 4 << 20
 
 
 class Span(NamedTuple):
@@ -34,7 +38,8 @@ class Span(NamedTuple):
     end_offset: int
 
 
-class Partition(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Partition:
     """A partition at one moment. `durable_offset`: everything below it survives a loss of power."""
 
     index: int
@@ -44,7 +49,8 @@ class Partition(NamedTuple):
     size_bytes: int
 
 
-class Segment(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
     """A segment file at one moment. Times are milliseconds since 1970, None when it has no records."""
 
     partition: int
@@ -65,7 +71,7 @@ class Topic:
         self._store = store
         self._row = row
         self._config = TopicConfig(**row.config)
-        self._versions: dict[int, schema.SchemaVersion] = {}
+        self._versions: dict[int, schemas.SchemaVersion] = {}
         self._current = 1
         self._take_schemas(row)
         self._core: _core.Topic | None = None
@@ -110,7 +116,7 @@ class Topic:
         """All partitions with their offsets and sizes, as they are now."""
         self._refresh_if_stale()
         core = self._open_core()
-        return tuple(Partition(p, *self._call(lambda p=p: core.describe(p, True))) for p in range(self._row.partitions))
+        return tuple(Partition(p, *self._call(partial(core.describe, p, True))) for p in range(self._row.partitions))
 
     def __repr__(self) -> str:
         kind = "plain" if self.schema is None else f"typed: {', '.join(self.schema.names)}"
@@ -138,13 +144,18 @@ class Topic:
 
         Raises TypeError or ValueError for what cannot be stored, RecordTooLargeError, StorageError, StoreReadOnlyError.
         """
-        if self._fast and headers is None and type(values) in (list, tuple) and (
-            keys is None or type(keys) in (list, tuple)
+        if (
+            self._fast
+            and headers is None
+            and type(values) in (list, tuple)
+            and (keys is None or type(keys) in (list, tuple))
         ):
             return self._append_rows(values, keys, timestamps, partition, durability)
         return self._append_columns(values, keys, timestamps, headers, partition, durability)
 
-    def append_table(self, table: Any, partition: int | None = None, durability: Durability | None = None) -> list[Span]:
+    def append_table(
+        self, table: Any, partition: int | None = None, durability: Durability | None = None
+    ) -> list[Span]:
         """Appends a table: anything with `__arrow_c_stream__` or `__arrow_c_array__`.
 
         Columns: `value` (of a typed topic instead: the schema's columns), and, if present, `key`, `timestamp`,
@@ -183,7 +194,13 @@ class Topic:
         return [Span(*span) for span in spans]
 
     def _append_columns(
-        self, values: Any, keys: Any, timestamps: Any, headers: Any, partition: int | None, durability: Durability | None
+        self,
+        values: Any,
+        keys: Any,
+        timestamps: Any,
+        headers: Any,
+        partition: int | None,
+        durability: Durability | None,
     ) -> list[Span]:
         given = ArrayAppend.of_columns(values, keys, timestamps, headers, self._versions[self._current])
         return self._append_all(given, partition, durability)
@@ -199,15 +216,15 @@ class Topic:
         spans: list[Span] = []
         for target, part in given.by_partition(partition, self._row.partitions, next(self._round)):
             self._check_partition(target)
-            span = self._call(
-                lambda target=target, part=part: append_arrays(
-                    self._open_core(), target, part, self._versions, self._current, self._config, durable
-                )
-            )
-            spans.append(Span(*span))
+            run = partial(self._append_part, target, part, durable)
+            spans.append(Span(*self._call(run)))
         if not durable and not self._unflushed:
             self._store.note_unflushed(self)
         return spans
+
+    def _append_part(self, target: int, part: ArrayAppend, durable: bool) -> tuple[int, int, int]:
+        core = self._open_core()
+        return append_arrays(core, target, part, self._versions, self._current, self._config, durable)
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
@@ -215,7 +232,9 @@ class Topic:
         if not 0 <= partition < self._row.partitions:
             self._refresh_if_stale()
         if not 0 <= partition < self._row.partitions:
-            raise ValueError(f"partition is {partition}; topic {self.name!r} has partitions 0 to {self._row.partitions - 1}")
+            raise ValueError(
+                f"partition is {partition}; topic {self.name!r} has partitions 0 to {self._row.partitions - 1}"
+            )
 
     # ---- scan ----
 
@@ -252,7 +271,9 @@ class Topic:
         if partition is not None:
             self._check_partition(partition)
         core = self._open_core()
-        legs = plan_legs(partition, start, end, self._row.partitions, lambda p: self._call(lambda: core.describe(p, False)))
+        legs = plan_legs(
+            partition, start, end, self._row.partitions, lambda p: self._call(lambda: core.describe(p, False))
+        )
         return Scan(self, core, self._versions, self._current, self._row.mixed, legs, columns, limit, verify)
 
     def segments(self) -> list[Segment]:
@@ -262,7 +283,7 @@ class Topic:
         found = []
         for partition in range(self._row.partitions):
             for n in itertools.count():
-                segment = self._call(lambda partition=partition, n=n: core.segment(partition, n))
+                segment = self._call(partial(core.segment, partition, n))
                 if segment is None:
                     break
                 found.append(Segment(partition, *segment))
@@ -312,8 +333,8 @@ class Topic:
         old = self.schema
         if old is None:
             raise ValueError(f"topic {self.name!r} is plain: it has no schema to alter")
-        new = schema.checked_user_schema(wider)
-        schema.check_evolution(old, new)
+        new = schemas.checked_user_schema(wider)
+        schemas.check_evolution(old, new)
         if new.equals(old, check_metadata=True):
             return row.schemas
         return {**row.schemas, self._current + 1: new.serialize().to_pybytes()}
@@ -324,7 +345,9 @@ class Topic:
         check_partitions(total)
         for _ in range(_STALE_RETRIES):
             if total <= self._row.partitions:
-                raise ValueError(f"topic {self.name!r} has {self._row.partitions} partitions already; give more, not {total}")
+                raise ValueError(
+                    f"topic {self.name!r} has {self._row.partitions} partitions already; give more, not {total}"
+                )
             changed = dataclasses.replace(self._row, partitions=total, generation=self._row.generation + 1)
             if self._store.catalog.change_topic(changed):
                 self._take(changed, publish=True)
@@ -336,7 +359,7 @@ class Topic:
         self._writable()
         core = self._open_core()
         for partition in range(self._row.partitions):
-            self._call(lambda partition=partition: core.flush(partition))
+            self._call(partial(core.flush, partition))
 
     def _writable(self) -> None:
         self._store.check_open()
@@ -389,7 +412,7 @@ class Topic:
             return self._core
 
     @staticmethod
-    def _add_schema(core: _core.Topic, version: schema.SchemaVersion) -> None:
+    def _add_schema(core: _core.Topic, version: schemas.SchemaVersion) -> None:
         whole = pa.schema(list(version.file))
         core.add_schema(whole.__arrow_c_schema__(), version.message, version.partition_digits_at, version.number)
 
@@ -418,7 +441,30 @@ class Topic:
     def _explained(self, error: Exception) -> Exception:
         if isinstance(error, TopicNotFoundError):
             return TopicNotFoundError(f"topic {self.name!r} was deleted")
+        if isinstance(error, StoreFormatError) and error.path is not None:
+            return StoreFormatError(f"{self._difference(error.path)} (file {error.path})", error.path)
         return error
+
+    def _difference(self, path: str) -> str:
+        """Why a segment file is none of this topic."""
+        try:
+            with Path(path).open("rb") as file:
+                found = schemas.read_segment_metadata(file.read(_SCHEMA_READ_BYTES))
+        except OSError as error:
+            return f"a segment cannot be read: {error}"
+        if "streamcore.format" not in found:
+            return "a file with a segment's name does not begin with an Arrow schema of streamcore"
+        if found["streamcore.format"] != str(schemas.FORMAT_VERSION):
+            ours = schemas.FORMAT_VERSION
+            return (
+                f"the segment has format {found['streamcore.format']}; this version of streamcore reads format {ours}"
+            )
+        if found.get("streamcore.topic") != self.id:
+            return f"the segment belongs to the topic with the id {found.get('streamcore.topic')}, not to {self.id}"
+        return (
+            f"the segment is of partition {found.get('streamcore.partition')} and schema version "
+            f"{found.get('streamcore.schema_version')}, which do not fit its place"
+        )
 
     def _refresh_if_stale(self) -> None:
         if self._core is not None and self._core.published_generation() != self._row.generation:
@@ -431,7 +477,11 @@ class Topic:
         if row is None:
             raise TopicNotFoundError(f"topic {self.name!r} was deleted")
         if row.generation == self._row.generation:
-            if self._core is not None and self._core.published_generation() != row.generation and self._store.mode == "rw":
+            if (
+                self._core is not None
+                and self._core.published_generation() != row.generation
+                and self._store.mode == "rw"
+            ):
                 self._core.alter(self._native_settings(), True)  # the process that changed it died before it said so
                 return True
             return False
@@ -454,7 +504,7 @@ class Topic:
         for number, serialized in row.schemas.items():
             if number not in self._versions:
                 user = None if serialized is None else pa.ipc.read_schema(pa.py_buffer(serialized))
-                self._versions[number] = schema.make_version(row.id, number, user)
+                self._versions[number] = schemas.make_version(row.id, number, user)
         self._current = max(self._versions)
 
     def _plan_fast_path(self) -> None:
@@ -470,4 +520,6 @@ def _table_of(table: Any) -> pa.Table:
         return pa.RecordBatchReader.from_stream(table).read_all()
     if hasattr(table, "__arrow_c_array__"):
         return pa.Table.from_batches([pa.record_batch(table)])
-    raise TypeError(f"table is {type(table).__name__}; something with __arrow_c_stream__ or __arrow_c_array__ is needed")
+    raise TypeError(
+        f"table is {type(table).__name__}; something with __arrow_c_stream__ or __arrow_c_array__ is needed"
+    )
