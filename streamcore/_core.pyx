@@ -100,7 +100,7 @@ cdef class ByteColumn:
     cdef int take_other(self, Py_ssize_t i, object item, str name) except -1:
         cdef bytes copied
         try:
-            copied = bytes(memoryview(item).cast("B")) if not isinstance(item, bytes) else bytes(item)
+            copied = bytes(memoryview(item))
         except TypeError:
             hint = ": encode it, for example .encode()" if isinstance(item, str) else ""
             raise TypeError(
@@ -194,8 +194,12 @@ cdef class Record:
 
     def __repr__(self):
         headers = f", headers={self.headers!r}" if self.headers else ""
+        try:
+            time = self.timestamp.isoformat()
+        except OverflowError:
+            time = f"{self.timestamp_ms} ms"
         return (
-            f"Record(partition={self.partition}, offset={self.offset}, timestamp='{self.timestamp.isoformat()}', "
+            f"Record(partition={self.partition}, offset={self.offset}, timestamp='{time}', "
             f"key={self.key!r}, value={self.value!r}{headers})"
         )
 
@@ -530,6 +534,7 @@ cdef class Topic:
     """A topic's folder, opened. Settings are (segment_bytes, segment_ms, max_record_bytes, generation, partitions)."""
     cdef sc_topic *ptr
     cdef readonly uint32_t generation
+    cdef int64_t max_record_bytes
 
     def __cinit__(self, bytes path, bint writable, tuple settings):
         cdef sc_error error
@@ -537,6 +542,7 @@ cdef class Topic:
         cdef const char *folder = path
         cdef int code
         self.generation = native.generation
+        self.max_record_bytes = native.max_record_bytes
         with nogil:
             code = sc_topic_open(folder, writable, &native, &self.ptr, &error)
         check(code, &error)
@@ -564,6 +570,7 @@ cdef class Topic:
             code = sc_topic_alter(self.ptr, &native, publish, &error)
         check(code, &error)
         self.generation = native.generation
+        self.max_record_bytes = native.max_record_bytes
 
     def published_generation(self):
         return sc_topic_generation(self.ptr)
@@ -665,7 +672,8 @@ cdef class Topic:
         return problems
 
     cdef tuple append(self, uint32_t partition, sc_batch_input *inputs, int64_t batches, uint32_t version,
-                      int64_t expected, bint log_append_time, bint durable):
+                      int64_t expected, bint log_append_time, bint durable, bint begun=False):
+        """`begun`: the call has appended to other partitions already, so a change of settings does not stop it."""
         cdef sc_error error
         cdef sc_append request
         cdef int64_t first, end
@@ -680,6 +688,9 @@ cdef class Topic:
         request.durable = durable
         with nogil:
             code = sc_partition_append(self.ptr, partition, &request, &first, &end, &error)
+            while begun and code == SC_STALE:
+                request.generation = sc_topic_generation(self.ptr)
+                code = sc_partition_append(self.ptr, partition, &request, &first, &end, &error)
         check(code, &error)
         return (partition, first, end)
 
@@ -697,7 +708,7 @@ cdef class Topic:
 
     cdef tuple append_range(self, uint32_t partition, const sc_bytes *values, const sc_bytes *keys,
                             const int64_t *times, int64_t timestamp, headers, int64_t count, uint32_t version,
-                            bint log_append_time, bint durable):
+                            bint log_append_time, bint durable, bint begun=False):
         cdef int64_t batches = 0, start = 0, end, size
         cdef int64_t most = count // BATCH_ROWS_MAX + 2
         cdef object array_capsule
@@ -729,7 +740,7 @@ cdef class Topic:
                 inputs[batches].first_row = start
                 batches += 1
                 start = end
-            return self.append(partition, inputs, batches, version, -1, log_append_time, durable)
+            return self.append(partition, inputs, batches, version, -1, log_append_time, durable, begun)
         finally:
             PyMem_RawFree(inputs)
 
@@ -737,6 +748,7 @@ cdef class Topic:
                             uint32_t version, uint32_t partitions, uint32_t without_key, bint log_append_time,
                             bint durable):
         cdef Py_ssize_t count = values.count, i, place
+        cdef int64_t longest = 0
         cdef uint32_t p
         cdef list spans = []
         cdef sc_bytes *sorted_values = <sc_bytes *>PyMem_RawMalloc((count + 1) * sizeof(sc_bytes))
@@ -750,6 +762,7 @@ cdef class Topic:
                 raise MemoryError()
             with nogil:
                 for i in range(count):
+                    longest = max(longest, values.items[i].size, keys.items[i].size)
                     if keys.items[i].data == NULL:
                         targets[i] = without_key
                     else:
@@ -763,12 +776,15 @@ cdef class Topic:
                     sorted_values[place] = values.items[i]
                     sorted_keys[place] = keys.items[i]
                     sorted_times[place] = times[i] if times != NULL else timestamp
+            if longest > self.max_record_bytes:  # before some of the partitions have their part
+                raise errors.RecordTooLargeError(
+                    f"a record of {longest} bytes is above max_record_bytes ({self.max_record_bytes})")
             for p in range(partitions):
                 if starts[p + 1] > starts[p]:
                     spans.append(self.append_range(
                         p, sorted_values + starts[p], sorted_keys + starts[p],
                         sorted_times + starts[p] if times != NULL else NULL, timestamp, None,
-                        starts[p + 1] - starts[p], version, log_append_time, durable))
+                        starts[p + 1] - starts[p], version, log_append_time, durable, len(spans) > 0))
             return spans
         finally:
             PyMem_RawFree(sorted_values)

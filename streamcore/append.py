@@ -27,8 +27,11 @@ Chunk = tuple[int, pa.Array | None, pa.Array, pa.Array | None, columns.Times | N
 class ArrayAppend:
     """Records as chunks of Arrow arrays: (rows, key, value, headers, times)."""
 
-    def __init__(self, chunks: list[Chunk], timestamp: int | None, targets: Any = None) -> None:
+    def __init__(
+        self, chunks: list[Chunk], version: SchemaVersion, timestamp: int | None, targets: Any = None
+    ) -> None:
         self.chunks = chunks
+        self.version = version
         self.timestamp = timestamp
         self.targets = targets
         self.count = sum(chunk[0] for chunk in chunks)
@@ -43,7 +46,7 @@ class ArrayAppend:
             raise ValueError(f"{len(keys)} keys for {count} values")
         times, timestamp = (None, None) if timestamps is None else columns.times_of(timestamps, count)
         made = columns.headers_array(headers, count)
-        return cls([(count, _unless_null(key), value, made, times)], timestamp if times is None else None)
+        return cls([(count, _unless_null(key), value, made, times)], version, timestamp if times is None else None)
 
     @classmethod
     def of_table(cls, table: pa.Table, version: SchemaVersion) -> ArrayAppend:
@@ -56,7 +59,16 @@ class ArrayAppend:
         chunks = [
             _chunk_of(batch, extras, version) for batch in table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows
         ]
-        return cls(chunks, None, targets)
+        return cls(chunks, version, None, targets)
+
+    def check_sizes(self, max_record_bytes: int) -> None:
+        """Raises RecordTooLargeError. The core checks what it encodes, which may be too late: a part of it at a time."""
+        for _, *arrays, _ in self.chunks:
+            longest = max(_longest(array) for array in arrays)
+            if longest > max_record_bytes:
+                raise RecordTooLargeError(
+                    f"a value of {longest} bytes is above max_record_bytes ({max_record_bytes})"
+                )
 
     def drop_times(self) -> None:
         """Uses the log's time instead of the given ones."""
@@ -114,7 +126,23 @@ class ArrayAppend:
                     )
                 )
             start += count
-        return ArrayAppend(chunks, self.timestamp)
+        return ArrayAppend(chunks, self.version, self.timestamp)
+
+
+def _longest(array: pa.Array | None) -> int:
+    """The bytes of the longest string or binary value, nested ones included."""
+    if array is None or len(array) == 0:
+        return 0
+    kind = array.type
+    if pa.types.is_nested(kind):
+        parts = [array.flatten()] if not pa.types.is_struct(kind) else array.flatten()
+        return max((_longest(part) for part in parts), default=0)
+    if pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):
+        array = array.cast(pa.large_binary() if pa.types.is_binary_view(kind) else pa.large_string())
+    elif not (pa.types.is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_binary(kind)
+              or pa.types.is_large_string(kind)):  # fmt: skip
+        return 0
+    return pc.max(pc.binary_length(array)).as_py() or 0
 
 
 def _unless_null(array: pa.Array | None) -> pa.Array | None:
@@ -159,7 +187,7 @@ def _targets_of(table: pa.Table) -> Any:
         raise TypeError(f"the partition column is {column.type}; integers are needed")
     if column.null_count:
         raise ValueError("the partition column has nulls")
-    return column.to_numpy().astype(np.int64)
+    return column.cast(pa.int64()).to_numpy()
 
 
 def _chunk_of(batch: pa.RecordBatch, extras: set[str], version: SchemaVersion) -> Chunk:
@@ -185,21 +213,22 @@ def append_arrays(
     core: _core.Topic,
     partition: int,
     given: ArrayAppend,
-    versions: dict[int, SchemaVersion],
-    current: int,
     config: TopicConfig,
     durable: bool,
 ) -> tuple[int, int, int]:
     """Appends to one partition; returns (partition, first offset, end offset)."""
-    timestamp = time.time_ns() // 1_000_000 if given.timestamp is None else given.timestamp
     own_time = config.timestamp_type == "append"
+    if own_time:
+        given.drop_times()
+    timestamp = time.time_ns() // 1_000_000 if given.timestamp is None else given.timestamp
+    current = given.version.number
     size = sum(_size(chunk) for chunk in given.chunks)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * given.count // max(1, size)))
     if config.compression == "none":
         return core.append_arrays(partition, given.chunks, timestamp, rows, current, own_time, durable)
     for _ in range(_CONFLICT_RETRIES):
         base = core.describe(partition, False)[1]
-        messages = compressed_messages(given, timestamp, rows, base, versions[current], config)
+        messages = compressed_messages(given, timestamp, rows, base, given.version, config)
         try:
             return core.append_messages(partition, messages, base, current, own_time, durable)
         except _core.OffsetConflict:
@@ -226,7 +255,7 @@ def compressed_messages(
                     pa.array(np.arange(base, base + length)),
                     pa.array(stamps).view(TIMESTAMP),
                     _slice(key, start, length, pa.binary()),
-                    _checked_size(_slice(value, start, length, version.value_type), config),
+                    _slice(value, start, length, version.value_type),
                     _slice(headers, start, length, HEADERS),
                 ],
                 schema=version.file,
@@ -235,16 +264,6 @@ def compressed_messages(
             messages.append((_message_of(batch, options), length, low, high, headers is not None))
             base += length
     return messages
-
-
-def _checked_size(value: pa.Array, config: TopicConfig) -> pa.Array:
-    if pa.types.is_binary(value.type):
-        longest = pc.max(pc.binary_length(value)).as_py() or 0
-        if longest > config.max_record_bytes:
-            raise RecordTooLargeError(
-                f"a value of {longest} bytes is above max_record_bytes ({config.max_record_bytes})"
-            )
-    return value
 
 
 def _slice(array: pa.Array | None, start: int, length: int, kind: pa.DataType) -> pa.Array:

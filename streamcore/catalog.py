@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,10 @@ from streamcore.errors import CorruptionError, StorageError, StoreFormatError, S
 CATALOG_NAME = "catalog.sqlite"
 CATALOG_FORMAT = 1
 _BUSY_TIMEOUT_S = 30.0
+_READ_ATTEMPTS = 10
 _TOPIC_COLUMNS = "id, name, folder, partitions, config, generation, mixed"
+
+_opening = threading.RLock()  # while SQLite has the "-shm" file open for reading only, nobody opens it for writing
 
 _TABLES = """
 create table meta (key text primary key, value text not null) without rowid;
@@ -69,7 +74,8 @@ class Catalog:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         if writable:
-            self._connection = self._open_writable()
+            with _opening:
+                self._connection = self._open_writable()
         with self._reading() as connection:
             self._check_format(connection)
 
@@ -96,11 +102,50 @@ class Catalog:
                 raise
             return connection
 
+    def signature(self) -> tuple[int, ...]:
+        """Changes when the catalog does: sizes and times of its files."""
+        found = []
+        for ending in ("", "-wal"):
+            try:
+                stat = self.path.with_name(self.path.name + ending).stat()
+                found += [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            except FileNotFoundError:
+                found += [0, 0, 0]
+        return tuple(found)
+
     def _open_read_only(self) -> sqlite3.Connection:
+        for attempt in range(_READ_ATTEMPTS):
+            connection = None
+            try:
+                connection = self._connect_read_only()
+                connection.execute("select count(*) from sqlite_schema").fetchone()
+                break
+            except (sqlite3.OperationalError, FileNotFoundError):  # the last writer left in between
+                if connection is not None:
+                    connection.close()
+                if attempt == _READ_ATTEMPTS - 1:
+                    raise
+        assert connection is not None
+        return connection
+
+    def _connect_read_only(self) -> sqlite3.Connection:
+        """Without writing a byte: SQLite would write to the `-shm` file of a log that holds changes, or make one."""
         log = self.path.with_name(self.path.name + "-wal")
-        live = log.exists() and log.stat().st_size > 0
-        options = "mode=ro" if live else "mode=ro&immutable=1"
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
+        if not log.exists() or log.stat().st_size == 0:
+            return self._connect(self.path, "mode=ro&immutable=1")
+        if self.path.with_name(self.path.name + "-shm").exists():
+            return self._connect(self.path, "mode=ro&readonly_shm=1")
+        memory = sqlite3.connect(":memory:")
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (self.path, log):
+                shutil.copyfile(file, Path(folder) / file.name)
+            with contextlib.closing(self._connect(Path(folder) / self.path.name, "mode=rw")) as copied:
+                copied.backup(memory)
+        return memory
+
+    @staticmethod
+    def _connect(path: Path, options: str) -> sqlite3.Connection:
+        return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -110,7 +155,7 @@ class Catalog:
                 return
             if self._writable:
                 raise sqlite3.ProgrammingError("the catalog is closed")
-            with contextlib.closing(self._open_read_only()) as connection:
+            with _opening, contextlib.closing(self._open_read_only()) as connection:
                 yield connection
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ Times = npt.NDArray[np.int64]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _INT64_LIMIT = 1 << 63
+_PER_MILLISECOND = {"us": 1000, "ns": 1_000_000}
 
 
 # ---- times -----------------------------------------------------------------------------------------------------
@@ -72,6 +73,8 @@ def _numpy_times(array: npt.NDArray[Any]) -> Times:
             raise ValueError("timestamps has NaT; every record has a time")
         return np.ascontiguousarray(array.astype("datetime64[ms]").astype(np.int64))
     if np.issubdtype(array.dtype, np.integer):
+        if array.dtype == np.uint64 and len(array) and array.max() >= _INT64_LIMIT:
+            raise ValueError(f"timestamps has {array.max()}, which does not fit into 64 bits of milliseconds")
         return np.ascontiguousarray(array.astype(np.int64))
     raise TypeError(f"timestamps is an array of {array.dtype}; int64 milliseconds or datetime64 is needed")
 
@@ -85,7 +88,11 @@ def arrow_times(array: pa.Array) -> Times:
             raise ValueError(
                 f"timestamps are {array.type}, without a time zone: cast them, for example to timestamp('ms', 'UTC')"
             )
-        array = array.cast(pa.timestamp("ms", tz="UTC"), safe=False).view(pa.int64())
+        finer = _PER_MILLISECOND.get(array.type.unit)
+        if finer is None:
+            array = array.cast(pa.timestamp("ms", tz="UTC")).view(pa.int64())
+        else:
+            return np.floor_divide(array.view(pa.int64()).to_numpy(zero_copy_only=False), finer)
     elif pa.types.is_integer(array.type):
         array = array.cast(pa.int64())
     else:
@@ -111,6 +118,8 @@ def arrow_array(values: Any, name: str) -> pa.Array:
         return values
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ValueError(f"{name} has {values.ndim} dimensions; one is needed")
+    if not is_arrow_like(values) and not hasattr(values, "__array__"):
+        raise TypeError(f"{name} is {type(values).__name__}; a list, a tuple, or an Arrow or NumPy array is needed")
     try:
         if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "__arrow_c_array__"):
             return arrow_array(pa.chunked_array(values), name)
@@ -122,18 +131,21 @@ def arrow_array(values: Any, name: str) -> pa.Array:
 
 def decode_dictionaries(array: pa.Array) -> pa.Array:
     """Dictionary-encoded values as plain ones, at the top level."""
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if not pa.types.is_dictionary(array.type):
+        return array
+    if _is_view(array.type.value_type):  # Arrow has no `take` for views
+        plain = pa.large_string() if pa.types.is_string_view(array.type.value_type) else pa.large_binary()
+        return array.dictionary.cast(plain).take(array.indices)
+    return array.dictionary_decode()
 
 
 def binary_array(values: Any, name: str) -> pa.Array | None:
     """Bytes of a list, NumPy `S` array or Arrow array of binary or strings; None when all are null."""
     if isinstance(values, (list, tuple)):
-        for i, value in enumerate(values):
-            if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
-                raise TypeError(
-                    f"{name}[{i}] is {type(value).__name__}; bytes, another bytes-like object or None is needed"
-                )
-        return pa.array([None if v is None else bytes(v) for v in values], pa.binary())
+        array = pa.array([_bytes_of(value, name, i) for i, value in enumerate(values)], pa.binary())
+        if isinstance(array, pa.ChunkedArray):
+            raise ValueError(f"{name} has more than 2 GiB of bytes: append it in parts")
+        return array
     if isinstance(values, np.ndarray) and values.dtype.kind not in "SO":
         raise TypeError(f"{name} is an array of {values.dtype}; NumPy bytes (dtype S) are needed")
     array = decode_dictionaries(arrow_array(values, name))
@@ -146,6 +158,18 @@ def binary_array(values: Any, name: str) -> pa.Array | None:
     if types.is_large_binary(kind) or types.is_large_string(kind) or _is_view(kind):
         return _to_binary(array)
     raise TypeError(f"{name} is an Arrow array of {kind}; binary or string of any kind is needed")
+
+
+def _bytes_of(value: Any, name: str, row: int) -> bytes | None:
+    if value is None or type(value) is bytes:
+        return value
+    try:
+        return bytes(memoryview(value))
+    except TypeError:
+        hint = ": encode it, for example .encode()" if isinstance(value, str) else ""
+        raise TypeError(
+            f"{name}[{row}] is {type(value).__name__}; bytes, another bytes-like object or None is needed{hint}"
+        ) from None
 
 
 def _is_view(kind: pa.DataType) -> bool:

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
+from streamcore.errors import StoreFormatError
+
 DURABILITIES = ("os", "disk")
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _SEGMENT_BYTES_MIN = 64 << 10
@@ -44,6 +46,14 @@ class TopicConfig:
         _check_choice("timestamp_type", self.timestamp_type, ("create", "append"))
         if self.durability is not None:
             check_durability(self.durability)
+
+    @classmethod
+    def stored(cls, settings: dict[str, Any], topic: str) -> TopicConfig:
+        """The settings that the catalog has of a topic. Raises StoreFormatError for what this version does not know."""
+        try:
+            return cls(**settings)
+        except (TypeError, ValueError) as error:
+            raise StoreFormatError(f"this version does not know a setting of topic {topic!r}: {error}") from None
 
     def changed(self, settings: dict[str, Any]) -> TopicConfig:
         """A copy with some settings replaced; TypeError for a name that is no setting."""

@@ -132,6 +132,8 @@ class Projection:
     """The output columns, and how each schema version provides them."""
 
     def __init__(self, names: list[str] | None, versions: dict[int, schema.SchemaVersion], current: int) -> None:
+        if names is not None and not isinstance(names, (list, tuple)):
+            raise TypeError(f"columns is {type(names).__name__}; a list of names is needed")
         self.names = list(schema.RECORD_COLUMNS) if names is None else list(names)
         self._versions = versions
         newest = versions[current]

@@ -139,7 +139,11 @@ class Store:
 
     def _topic_of(self, row: TopicRow) -> Topic:
         with self.lock:
-            return self._topics.setdefault(row.id, Topic(self, row))
+            known = self._topics.get(row.id)
+            if known is None:
+                known = self._topics[row.id] = Topic(self, row)
+            known.take_row(row)
+            return known
 
     def _missing(self, name: str) -> str:
         names = [row.name for row in self.catalog.topics()]
@@ -353,12 +357,19 @@ class _Flusher:
                 if self._stopping:
                     return
                 topics, self._topics = self._topics, set()
-            for topic in topics:
-                try:
-                    topic.flush_appended()
-                except StreamcoreError as error:
-                    # the partition is poisoned by now: the next append raises this to the caller
-                    _log.warning("the background flush of %s failed: %s", topic.name, error)
+            self._flush(topics)
+            del topics  # keeps no store alive that everybody else forgot
+
+    @staticmethod
+    def _flush(topics: set[Topic]) -> None:
+        for topic in topics:
+            try:
+                topic.flush_appended()
+            except TopicNotFoundError:
+                continue
+            except StreamcoreError as error:
+                # the partition is poisoned by now: the next append raises this to the caller
+                _log.warning("the background flush of %s failed: %s", topic.name, error)
 
     def stop(self) -> None:
         with self._condition:

@@ -18,7 +18,7 @@ from streamcore import schema as schemas
 from streamcore.append import ArrayAppend, append_arrays
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, check_durability, check_partitions
-from streamcore.errors import StoreFormatError, StoreReadOnlyError, TopicNotFoundError
+from streamcore.errors import StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
 from streamcore.scan import Bound, Scan, plan_legs
 
 if TYPE_CHECKING:
@@ -70,13 +70,14 @@ class Topic:
     def __init__(self, store: Store, row: TopicRow) -> None:
         self._store = store
         self._row = row
-        self._config = TopicConfig(**row.config)
+        self._config = TopicConfig.stored(row.config, row.name)
         self._versions: dict[int, schemas.SchemaVersion] = {}
         self._current = 1
         self._take_schemas(row)
         self._core: _core.Topic | None = None
         self._round = itertools.count()
         self._unflushed = False
+        self._seen: Any = None
         self._plan_fast_path()
 
     # ---- what it is ----
@@ -162,6 +163,7 @@ class Topic:
         `headers` and `partition`. All of it that goes to one partition is appended together or not at all.
         """
         given = table if isinstance(table, pa.Table) else _table_of(table)
+        self._refresh_if_stale()
         return self._append_all(ArrayAppend.of_table(given, self._versions[self._current]), partition, durability)
 
     def _append_rows(
@@ -172,26 +174,34 @@ class Topic:
         count = len(values)
         if keys is not None and len(keys) != count:
             raise ValueError(f"{len(keys)} keys for {count} values")
-        if timestamps is None or self._log_append_time:
-            times, now = None, time.time_ns() // 1_000_000
-        else:
-            times, now = columns.times_of(timestamps, count)
-        durable = self._durable if durability is None else check_durability(durability) == "disk"
+        times, now = (None, None) if timestamps is None else columns.times_of(timestamps, count)
+        if durability is not None:
+            check_durability(durability)
         byte_values = _core.ByteColumn(values, "values")
         byte_keys = None if keys is None else _core.ByteColumn(keys, "keys")
         if count == 0:
+            self._writable()
             return []
 
-        def run() -> list[tuple[int, int, int]]:
+        def run() -> list[tuple[int, int, int]] | None:
+            if not self._fast:
+                return None  # another process changed the topic meanwhile
+            own = self._log_append_time
+            moment = time.time_ns() // 1_000_000 if own or now is None else now
             return self._open_core().append_rows(
-                partition, byte_values, byte_keys, times, now, None, self._current, self._row.partitions,
-                next(self._round) % self._row.partitions, self._log_append_time, durable,
+                partition, byte_values, byte_keys, None if own else times, moment, None, self._current,
+                self._row.partitions, next(self._round) % self._row.partitions, own, self._is_durable(durability),
             )  # fmt: skip
 
         spans = self._call(run)
-        if not durable and not self._unflushed:
+        if spans is None:
+            return self._append_columns(values, keys, timestamps, None, partition, durability)
+        if not self._unflushed and not self._is_durable(durability):
             self._store.note_unflushed(self)
         return [Span(*span) for span in spans]
+
+    def _is_durable(self, durability: Durability | None) -> bool:
+        return self._durable if durability is None else durability == "disk"
 
     def _append_columns(
         self,
@@ -202,29 +212,32 @@ class Topic:
         partition: int | None,
         durability: Durability | None,
     ) -> list[Span]:
+        self._refresh_if_stale()
         given = ArrayAppend.of_columns(values, keys, timestamps, headers, self._versions[self._current])
         return self._append_all(given, partition, durability)
 
     def _append_all(self, given: ArrayAppend, partition: int | None, durability: Durability | None) -> list[Span]:
         if partition is not None:
             self._check_partition(partition)
-        durable = self._durable if durability is None else check_durability(durability) == "disk"
+        if durability is not None:
+            check_durability(durability)
         if given.count == 0:
+            self._writable()
             return []
-        if self._log_append_time:
-            given.drop_times()
+        if self._config.compression != "none" or (partition is None and self._row.partitions > 1):
+            given.check_sizes(self._config.max_record_bytes)
         spans: list[Span] = []
         for target, part in given.by_partition(partition, self._row.partitions, next(self._round)):
             self._check_partition(target)
-            run = partial(self._append_part, target, part, durable)
+            run = partial(self._append_part, target, part, durability)
             spans.append(Span(*self._call(run)))
-        if not durable and not self._unflushed:
+        if not self._unflushed and not self._is_durable(durability):
             self._store.note_unflushed(self)
         return spans
 
-    def _append_part(self, target: int, part: ArrayAppend, durable: bool) -> tuple[int, int, int]:
+    def _append_part(self, target: int, part: ArrayAppend, durability: Durability | None) -> tuple[int, int, int]:
         core = self._open_core()
-        return append_arrays(core, target, part, self._versions, self._current, self._config, durable)
+        return append_arrays(core, target, part, self._config, self._is_durable(durability))
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
@@ -294,10 +307,16 @@ class Topic:
 
         offsets: {partition: end offset that is known}. Returns False when `timeout_ms` is over.
         """
-        for partition in offsets:
+        if not isinstance(offsets, Mapping):
+            raise TypeError(f"offsets is {type(offsets).__name__}; a mapping {{partition: offset}} is needed")
+        for partition, offset in offsets.items():
             self._check_partition(partition)
+            if not isinstance(offset, (int, np.integer)) or isinstance(offset, bool):
+                raise TypeError(f"offsets[{partition}] is {offset!r}; an int is needed")
         if not offsets:
             raise ValueError("offsets is empty; a partition to wait for is needed")
+        if timeout_ms is not None and not isinstance(timeout_ms, (int, float)):
+            raise TypeError(f"timeout_ms is {timeout_ms!r}; a number or None is needed")
         limit = -1 if timeout_ms is None else max(0, int(timeout_ms))
         return self._call(lambda: self._open_core().wait(list(offsets), list(offsets.values()), limit))
 
@@ -309,6 +328,7 @@ class Topic:
         Both hold from the next append on, in every process.
         """
         self._writable()
+        self._open_core()  # through which the change is told to others
         for _ in range(_STALE_RETRIES):
             row = self._row
             config = self._config.changed(settings)
@@ -343,6 +363,7 @@ class Topic:
         """Grows the topic to `total` partitions. Keys are spread anew from then on, as in Apache Kafka."""
         self._writable()
         check_partitions(total)
+        self._open_core()
         for _ in range(_STALE_RETRIES):
             if total <= self._row.partitions:
                 raise ValueError(
@@ -404,12 +425,21 @@ class Topic:
         with self._store.lock:
             self._store.check_open()
             if self._core is None:
-                folder = bytes(self._store.path / "topics" / self._row.folder)
-                core = _core.Topic(folder, self._store.mode == "rw", self._native_settings())
-                for version in self._versions.values():
-                    self._add_schema(core, version)
-                self._core = core
+                self._core = self._new_core()
+                self._refresh()  # for what was changed while we did not have it open
             return self._core
+
+    def _new_core(self) -> _core.Topic:
+        folder = bytes(self._store.path / "topics" / self._row.folder)
+        try:
+            core = _core.Topic(folder, self._store.mode == "rw", self._native_settings())
+        except StorageError:
+            if self._store.catalog.topic_by_id(self._row.id) is None:
+                raise TopicNotFoundError(f"topic {self.name!r} was deleted") from None
+            raise
+        for version in self._versions.values():
+            self._add_schema(core, version)
+        return core
 
     @staticmethod
     def _add_schema(core: _core.Topic, version: schemas.SchemaVersion) -> None:
@@ -467,8 +497,18 @@ class Topic:
         )
 
     def _refresh_if_stale(self) -> None:
-        if self._core is not None and self._core.published_generation() != self._row.generation:
+        if self._store.mode == "r":  # nobody tells a reader when there is no writer
+            signature = self._store.catalog.signature()
+            if signature != self._seen:
+                self._refresh()
+                self._seen = signature
+        elif self._core is not None and self._core.published_generation() != self._row.generation:
             self._refresh()
+
+    def take_row(self, row: TopicRow) -> None:
+        """Takes what the catalog says of this topic, if that is news; called by the store."""
+        if row.generation > self._row.generation:
+            self._take(row, publish=False)
 
     def _refresh(self) -> bool:
         """Reads the catalog again; True when something changed."""
@@ -491,7 +531,7 @@ class Topic:
     def _take(self, row: TopicRow, *, publish: bool) -> None:
         with self._store.lock:
             known = set(self._versions)
-            self._config = TopicConfig(**row.config)
+            self._config = TopicConfig.stored(row.config, row.name)
             self._row = row
             self._take_schemas(row)
             if self._core is not None:
@@ -516,10 +556,13 @@ class Topic:
 def _table_of(table: Any) -> pa.Table:
     if isinstance(table, pa.RecordBatch):
         return pa.Table.from_batches([table])
-    if hasattr(table, "__arrow_c_stream__"):
-        return pa.RecordBatchReader.from_stream(table).read_all()
-    if hasattr(table, "__arrow_c_array__"):
-        return pa.Table.from_batches([pa.record_batch(table)])
+    try:
+        if hasattr(table, "__arrow_c_stream__"):
+            return pa.RecordBatchReader.from_stream(table).read_all()
+        if hasattr(table, "__arrow_c_array__"):
+            return pa.Table.from_batches([pa.record_batch(table)])
+    except pa.ArrowInvalid as error:
+        raise TypeError(f"table is {type(table).__name__}, which is no table: {error}") from error
     raise TypeError(
         f"table is {type(table).__name__}; something with __arrow_c_stream__ or __arrow_c_array__ is needed"
     )
