@@ -23,8 +23,9 @@
 enum {
     ALLOCATION_FIRST = 64 << 10,
     ALLOCATION_STEP_MAX = 64 << 20,
+    ALLOCATION_BURST = 16, /* large appends reserve room for as many of their like */
     POPULATE_WINDOW_MIN = 64 << 10,
-    POPULATE_WINDOW_MAX = 16 << 20,
+    POPULATE_WINDOW_MAX = 4 << 20,
 };
 #define END_MARKER ((uint64_t)SC_CONTINUATION)
 
@@ -87,13 +88,17 @@ static int open_writer(append_state *self, int64_t needed, sc_error *error)
     return code;
 }
 
-/* Reserves disk space up to `needed`: doubling from 64 KiB, by at most 64 MiB, and just enough when that is too much. */
+/* Reserves disk space up to `needed`: doubling from 64 KiB, by at most 64 MiB, and just enough when that is too much.
+ * Each time costs the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve
+ * much at once. */
 static int allocate(append_state *self, int64_t needed, sc_error *error)
 {
     int64_t old = self->tail.allocated;
     if (needed <= old)
         return SC_OK;
-    int64_t step = old < ALLOCATION_FIRST ? ALLOCATION_FIRST : old > ALLOCATION_STEP_MAX ? ALLOCATION_STEP_MAX : old;
+    int64_t burst = ALLOCATION_BURST * self->total_size;
+    int64_t step = old > burst ? old : burst;
+    step = step < ALLOCATION_FIRST ? ALLOCATION_FIRST : step > ALLOCATION_STEP_MAX ? ALLOCATION_STEP_MAX : step;
     int64_t wanted = round_up(old + step > needed ? old + step : needed, SC_PAGE);
     int64_t limit = round_up(self->settings.segment_bytes, SC_PAGE);
     if (wanted > limit)

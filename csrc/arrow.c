@@ -236,6 +236,8 @@ static int merge_validity(exporter *self, const sc_column *column, struct ArrowA
     int32_t index = self->layout->columns[column->column];
     int64_t bytes = (array->length + 7) / 8;
     uint8_t *merged = NULL;
+    if (array->n_buffers == 0) /* a column of the null type has no validity */
+        return SC_OK;
     for (int32_t level = 0; level < column->depth; level++) {
         const sc_field *field = &self->layout->fields[index];
         const void *validity;

@@ -6,8 +6,9 @@ static const uint8_t header_magic[4] = {'S', 'C', 'B', '1'};
 
 static uint32_t header_checksum(const sc_header *header)
 {
-    const size_t from = offsetof(sc_header, header_crc) + sizeof header->header_crc;
-    return sc_crc32c(0, (const uint8_t *)header + from, sizeof *header - from);
+    const size_t at = offsetof(sc_header, header_crc), behind = at + sizeof header->header_crc;
+    uint32_t crc = sc_crc32c(0, header, at);
+    return sc_crc32c(crc, (const uint8_t *)header + behind, sizeof *header - behind);
 }
 
 void sc_header_seal(sc_header *header)
@@ -15,6 +16,11 @@ void sc_header_seal(sc_header *header)
     memcpy(header->magic, header_magic, sizeof header_magic);
     header->version = SC_BATCH_VERSION;
     header->header_crc = header_checksum(header);
+}
+
+bool sc_header_is_sound(const sc_header *header)
+{
+    return memcmp(header->magic, header_magic, sizeof header_magic) == 0 && header_checksum(header) == header->header_crc;
 }
 
 static bool is_consistent(const sc_header *header, int64_t metadata_size)
@@ -50,7 +56,7 @@ enum sc_batch_state sc_batch_look(const uint8_t *data, int64_t available, sc_hea
         return SC_BATCH_BAD;
     memcpy(header, data + SC_OPENING_SIZE + metadata_size, sizeof *header);
     *why = "the batch header is damaged";
-    if (memcmp(header->magic, header_magic, sizeof header_magic) != 0 || header_checksum(header) != header->header_crc)
+    if (!sc_header_is_sound(header))
         return SC_BATCH_BAD;
     *why = "the batch has a format version or flags that this version does not know";
     if (header->version != SC_BATCH_VERSION || (header->flags & ~SC_FLAGS_KNOWN) != 0)

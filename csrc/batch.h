@@ -34,7 +34,7 @@ typedef struct sc_header {
     uint8_t magic[4]; /* "SCB1" */
     uint16_t version;
     uint16_t flags;
-    uint32_t header_crc; /* CRC32C of the 116 bytes behind this field */
+    uint32_t header_crc; /* CRC32C of the 8 bytes before this field, then of the 116 behind it */
     uint32_t body_crc;   /* CRC32C of the metadata, then of the body behind this header */
     int64_t total_size;  /* of the message, opening and metadata included: a multiple of 64 */
     int64_t base_offset;
@@ -72,6 +72,8 @@ enum sc_batch_state sc_batch_look(const uint8_t *data, int64_t available, sc_hea
 /* The checksum of the metadata and the body of a message that sc_batch_look found good. */
 uint32_t sc_batch_checksum(const uint8_t *data, const sc_header *header);
 void sc_header_seal(sc_header *header);
+/* Its magic and checksum are right. */
+bool sc_header_is_sound(const sc_header *header);
 
 static inline int64_t sc_align(int64_t size)
 {

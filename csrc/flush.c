@@ -22,8 +22,8 @@ static int poison(sc_partition *partition, const char *what, const char *path, s
     return sc_fail_os(error, what, path);
 }
 
-/* The name of a new segment, and of a new partition's folder, must last as long as what is in it. */
-static int sync_names(sc_partition *partition, sc_error *error)
+/* The names of new segments, and of a new partition's folder, must last as long as what is in them. */
+static int sync_names(sc_partition *partition, bool new_partition, sc_error *error)
 {
     char folder[SC_PATH_MAX];
     int code = sc_partition_folder(partition, folder, error);
@@ -31,7 +31,7 @@ static int sync_names(sc_partition *partition, sc_error *error)
         return code;
     if (sc_os_sync_folder(folder) != 0)
         return poison(partition, "cannot sync a partition's folder", folder, error);
-    if (sc_os_sync_folder(partition->topic->path) != 0)
+    if (new_partition && sc_os_sync_folder(partition->topic->path) != 0)
         return poison(partition, "cannot sync a topic's folder", partition->topic->path, error);
     return SC_OK;
 }
@@ -88,6 +88,7 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
 static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error *error)
 {
     int64_t offset = tail->durable_offset > tail->start_offset ? tail->durable_offset - 1 : tail->start_offset;
+    bool new_names = false;
     while (offset < tail->end_offset) {
         sc_segment *segment;
         int64_t next_base;
@@ -99,8 +100,7 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
             return code;
         bool active = next_base < 0;
         code = sync_bytes(partition, segment, tail, error);
-        if (code == SC_OK && offset <= segment->base_offset)
-            code = sync_names(partition, error);
+        new_names = new_names || tail->durable_offset <= segment->base_offset;
         if (code == SC_OK && active)
             sc_index_save(segment, tail->end_position);
         else if (code == SC_OK)
@@ -110,7 +110,7 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
             return code;
         offset = active ? tail->end_offset : next_base;
     }
-    return SC_OK;
+    return new_names ? sync_names(partition, tail->durable_offset <= tail->start_offset, error) : SC_OK;
 }
 
 static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_error *error)

@@ -6,12 +6,12 @@
  * log's length. Then, batch by batch:
  *
  *   good, and at the expected offset   it stays
- *   zeros where a batch would begin    the log ends here: an append that was never finished has no opening
- *   anything else                      damaged, and it depends on what follows
+ *   anything else                      the log ends here when nothing good follows; otherwise it depends
  *
- * When a good batch follows the damage and its durable offset lies beyond it, the damaged bytes had been synced: that is
- * corruption, which stays where it is and is reported by who reads it. So it is when the machine has not gone down since
- * they were written, for then the page cache had them whole. Else the machine lost power before they were
+ * When the last header, or a good batch behind the damage, says that the log was durable beyond it, the damaged bytes had
+ * been synced: that is corruption, which stays where it is and is reported by who reads it. So it is when the machine has
+ * not gone down since they were written, for then the page cache had them whole; only an append of several batches that
+ * was in flight may lack the opening of its first one. Else the machine lost power before they were
  * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too, and is synced away before
  * anything takes its place: what was cut must not come back behind later appends.
  *
@@ -31,8 +31,9 @@ typedef struct recovery {
     sc_tail *tail;
     sc_segment **segments; /* a snapshot, retained */
     int64_t count;
-    bool same_boot; /* the machine has not gone down since the log was last looked after */
-    bool removed;   /* files */
+    bool same_boot;         /* the machine has not gone down since the log was last looked after */
+    int64_t durable_offset; /* everything below it had been synced */
+    bool removed; /* files */
     sc_error *error;
 } recovery;
 
@@ -143,7 +144,7 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
     sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
     int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
     if (code != SC_OK)
-        return code;
+        return code == SC_FORMAT ? SC_OK : code; /* whether it matters is seen when it is walked */
     int64_t end, offset, unused = 0;
     code = file_size_of(self, segment, &end);
     int64_t position = code == SC_OK ? sc_segment_seek(segment, mapping, INT64_MAX, end, &offset) : 0;
@@ -160,18 +161,18 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
     return code;
 }
 
-static int find_durable(recovery *self, int64_t *durable_offset)
+static int find_durable(recovery *self)
 {
     bool found = false;
     sc_header header;
-    *durable_offset = self->segments[0]->base_offset;
+    self->durable_offset = self->segments[0]->base_offset;
     for (int64_t i = self->count - 1; i >= 0 && !found; i--) {
         int code = last_header_of(self, i, &header, &found);
         if (code != SC_OK)
             return code;
     }
-    if (found && header.durable_offset > *durable_offset)
-        *durable_offset = header.durable_offset;
+    if (found && header.durable_offset > self->durable_offset)
+        self->durable_offset = header.durable_offset;
     return SC_OK;
 }
 
@@ -182,7 +183,10 @@ static bool find_later(recovery *self, const place *at, const sc_mapping *mappin
                        sc_header *header)
 {
     *segment = at->segment;
-    *position = sc_segment_find_good(mapping, at->position, at->file_size, header);
+    *position = at->position;
+    do
+        *position = sc_segment_find_good(mapping, *position, at->file_size, header);
+    while (*position >= 0 && header->base_offset < at->offset);
     while (*position < 0 && ++*segment < self->count) {
         sc_mapping *next;
         sc_error unused;
@@ -200,15 +204,41 @@ static bool find_later(recovery *self, const place *at, const sc_mapping *mappin
     return *position >= 0;
 }
 
-/* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later. */
-static bool is_lost(recovery *self, const place *at, const sc_look *look, const sc_header *later, bool later_segment)
+struct unopened {
+    const uint8_t *data;
+    int64_t position, end, offset;
+    bool found;
+};
+
+static void search_unopened(void *context)
 {
-    if (later->durable_offset > at->offset)
+    struct unopened *self = context;
+    sc_header header;
+    for (int64_t at = self->position + SC_ALIGNMENT; at + SC_HEADER_SIZE <= self->end && !self->found; at += SC_ALIGNMENT) {
+        memcpy(&header, self->data + at, sizeof header);
+        self->found = sc_header_is_sound(&header) && header.base_offset == self->offset &&
+                      header.metadata_size == at - self->position - SC_OPENING_SIZE &&
+                      (header.flags & SC_FLAG_CONTINUED) != 0;
+    }
+}
+
+/* Whether an append of several batches was in flight here: all of its first batch is there but the opening. */
+static bool is_unopened_append(const place *at, const sc_mapping *mapping, int64_t end)
+{
+    struct unopened self = {.data = mapping->data, .position = at->position, .end = end, .offset = at->offset};
+    return sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_unopened, &self) && self.found;
+}
+
+/* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later. `end`:
+ * where in this segment good batches follow; -1: they do not. */
+static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
+                    const sc_header *later, int64_t end)
+{
+    if (later->durable_offset > at->offset || self->durable_offset > at->offset)
         return false;
     if (!self->same_boot)
         return true;
-    /* the machine stayed up: only an append in flight may be missing, and it has no opening */
-    return look->state == SC_BATCH_NONE && !later_segment;
+    return look->state == SC_BATCH_NONE && end >= 0 && is_unopened_append(at, mapping, end);
 }
 
 /* ---- walking ------------------------------------------------------------------------------------------------ */
@@ -222,6 +252,17 @@ static void pass(place *at, const sc_header *header)
     at->in_append = (header->flags & SC_FLAG_CONTINUED) != 0;
     at->position += header->total_size;
     at->offset = header->last_offset + 1;
+}
+
+/* Over the last batches of a log, which were durable, and damaged since: by their headers alone. */
+static int pass_damaged(recovery *self, place *at, sc_mapping *mapping, const sc_look *look)
+{
+    int64_t unused = 0;
+    sc_look bare = sc_segment_look(mapping, at->position, at->file_size, false, &unused);
+    if (bare.state != SC_BATCH_GOOD || bare.header.base_offset != at->offset)
+        return sc_segment_fail(self->segments[at->segment], look, at->offset, at->position, self->error);
+    pass(at, &bare.header);
+    return SC_OK;
 }
 
 /* Walks one segment from `at` to its end; *cut is set when the log ends here, whatever follows. */
@@ -246,11 +287,15 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
             return SC_OK; /* the marker was lost, the records were not */
         int64_t later_segment, later_position;
         sc_header later;
-        if (!find_later(self, at, mapping, &later_segment, &later_position, &later)) {
-            *cut = true; /* a torn end */
-            return SC_OK;
+        bool followed = find_later(self, at, mapping, &later_segment, &later_position, &later);
+        if (!followed && at->offset < self->durable_offset) {
+            int code = pass_damaged(self, at, mapping, &look);
+            if (code != SC_OK)
+                return code;
+            continue;
         }
-        if (is_lost(self, at, &look, &later, later_segment != at->segment)) {
+        if (!followed ||
+            is_lost(self, at, mapping, &look, &later, later_segment == at->segment ? later_position : -1)) {
             *cut = true;
             return SC_OK;
         }
@@ -270,10 +315,24 @@ static int64_t segment_of(const recovery *self, int64_t offset)
     return number;
 }
 
-static int walk(recovery *self, int64_t durable_offset, place *at)
+/* After a power loss a segment that was never synced may be unfinished while a later one is not: both are gone. */
+static int remove_lost_segments(recovery *self)
+{
+    int64_t number = segment_of(self, self->durable_offset);
+    bool lost = false;
+    int code = SC_OK;
+    for (; code == SC_OK && !self->same_boot && number < self->count && !lost; number += !lost)
+        if (self->segments[number]->base_offset >= self->durable_offset)
+            code = is_unfinished(self, self->segments[number], &lost);
+    while (code == SC_OK && lost && self->count > number)
+        code = remove_segment(self, self->count - 1);
+    return code;
+}
+
+static int walk(recovery *self, place *at)
 {
     bool cut = false;
-    for (int64_t number = segment_of(self, durable_offset); number < self->count && !cut; number++) {
+    for (int64_t number = segment_of(self, self->durable_offset); number < self->count && !cut; number++) {
         sc_segment *segment = self->segments[number];
         sc_mapping *mapping;
         sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
@@ -283,7 +342,7 @@ static int walk(recovery *self, int64_t durable_offset, place *at)
         *at = (place){.segment = number};
         code = file_size_of(self, segment, &at->file_size);
         if (code == SC_OK) {
-            at->position = sc_segment_seek(segment, mapping, durable_offset, at->file_size, &at->offset);
+            at->position = sc_segment_seek(segment, mapping, self->durable_offset, at->file_size, &at->offset);
             code = walk_segment(self, at, mapping, &cut);
         }
         sc_mapping_release(mapping);
@@ -363,7 +422,7 @@ static int sync_removals(recovery *self)
     return code;
 }
 
-static int settle(recovery *self, const place *at, int64_t durable_offset)
+static int settle(recovery *self, const place *at)
 {
     int code = SC_OK;
     while (code == SC_OK && self->count > at->segment + 1)
@@ -375,7 +434,7 @@ static int settle(recovery *self, const place *at, int64_t durable_offset)
     *self->tail = (sc_tail){
         .start_offset = self->segments[0]->base_offset,
         .end_offset = at->offset,
-        .durable_offset = durable_offset < at->offset ? durable_offset : at->offset,
+        .durable_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
         .segment_base = self->segments[at->segment]->base_offset,
         .end_position = at->position,
         .allocated = at->file_size,
@@ -388,7 +447,7 @@ static int settle(recovery *self, const place *at, int64_t durable_offset)
 
 static int recover_listed(recovery *self)
 {
-    int64_t emptied_at = 0, durable_offset;
+    int64_t emptied_at = 0;
     int code = SC_OK;
     bool unfinished = true;
     while (code == SC_OK && self->count > 0 && unfinished) {
@@ -396,6 +455,12 @@ static int recover_listed(recovery *self)
         code = is_unfinished(self, self->segments[self->count - 1], &unfinished);
         if (code == SC_OK && unfinished)
             code = remove_segment(self, self->count - 1);
+    }
+    if (code == SC_OK && self->count > 0) {
+        emptied_at = self->segments[0]->base_offset;
+        code = find_durable(self);
+        if (code == SC_OK)
+            code = remove_lost_segments(self);
     }
     if (code != SC_OK)
         return code;
@@ -405,11 +470,9 @@ static int recover_listed(recovery *self)
         return sync_removals(self);
     }
     place at = {0};
-    code = find_durable(self, &durable_offset);
+    code = walk(self, &at);
     if (code == SC_OK)
-        code = walk(self, durable_offset, &at);
-    if (code == SC_OK)
-        code = settle(self, &at, durable_offset);
+        code = settle(self, &at);
     return code == SC_OK ? sync_removals(self) : code;
 }
 

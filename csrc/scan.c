@@ -167,6 +167,21 @@ static int enter_segment(sc_scan *scan, sc_error *error)
     return SC_OK;
 }
 
+/* A damaged place before the first wanted record is stepped over: who asks for what lies behind it shall get it. */
+static int step_over_damage(sc_scan *scan, const sc_look *look, sc_error *error)
+{
+    sc_header later;
+    if (scan->chain_offset < scan->offset && !look->unreadable) {
+        int64_t found = sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
+        if (found >= 0 && later.base_offset <= scan->offset) {
+            scan->position = found;
+            scan->chain_offset = later.base_offset;
+            return SC_OK;
+        }
+    }
+    return fail_here(scan, *look, error);
+}
+
 /* The segment's batches are over. Behind them the next segment must go on with the next offset. */
 static int finish_segment(sc_scan *scan, const sc_look *look, sc_error *error)
 {
@@ -182,22 +197,7 @@ static int finish_segment(sc_scan *scan, const sc_look *look, sc_error *error)
         leave_segment(scan);
         return SC_OK;
     }
-    return fail_here(scan, *look, error);
-}
-
-/* A damaged place before the first wanted record is stepped over: who asks for what lies behind it shall get it. */
-static int step_over_damage(sc_scan *scan, const sc_look *look, sc_error *error)
-{
-    sc_header later;
-    if (scan->chain_offset < scan->offset && !look->unreadable) {
-        int64_t found = sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
-        if (found >= 0 && later.base_offset <= scan->offset) {
-            scan->position = found;
-            scan->chain_offset = later.base_offset;
-            return SC_OK;
-        }
-    }
-    return fail_here(scan, *look, error);
+    return step_over_damage(scan, look, error);
 }
 
 static void fill(const sc_scan *scan, const sc_header *header, int64_t position, sc_batch *batch)

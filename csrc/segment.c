@@ -176,6 +176,10 @@ static void search_good(void *context)
 {
     struct search *self = context;
     const char *why;
+    if (sc_batch_look(self->data + self->position, self->end - self->position, &self->header, &why) == SC_BATCH_GOOD)
+        self->position += self->header.total_size;
+    else
+        self->position += SC_ALIGNMENT;
     for (; self->position < self->end; self->position += SC_ALIGNMENT) {
         const uint8_t *at = self->data + self->position;
         uint32_t opening;
@@ -193,7 +197,7 @@ static void search_good(void *context)
 int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header)
 {
     end = end < mapping->size ? end : mapping->size;
-    struct search self = {.data = mapping->data, .position = sc_align(position + 1), .end = end};
+    struct search self = {.data = mapping->data, .position = sc_align(position), .end = end};
     if (self.position >= end || !sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_good, &self))
         return -1;
     *header = self.header;

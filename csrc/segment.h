@@ -59,7 +59,8 @@ typedef struct sc_look {
 
 /* Looks at the message at `position`, no further than `end`; with `verify` at its body too, once per process. */
 sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified);
-/* The position of the next good batch behind `position` with a sound body; -1: there is none. */
+/* The position of the next good batch behind `position` with a sound body; -1: there is none. A damaged batch whose header is
+ * good is stepped over whole: what looks like a batch inside it is somebody's data. */
 int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header);
 /* A corrupt or unreadable place as an error. */
 int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error);

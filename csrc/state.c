@@ -16,11 +16,18 @@ static int64_t size_for(uint32_t partitions)
     return (size + PAGE - 1) / PAGE * PAGE;
 }
 
+/* Maps through a descriptor of its own: a mapping keeps its open file alive, and that one's locks, in every forked child
+ * and until it is unmapped. Locks must go with the last copy of `fd`. */
 static int map_state(sc_state *state, sc_error *error)
 {
+    int fd = sc_os.open(state->path, state->writable ? SC_OPEN_WRITE : SC_OPEN_READ);
+    if (fd < 0)
+        return sc_fail_os(error, "cannot open the state of a topic", state->path);
     state->mapped = size_for(SC_PARTITIONS_MAX); /* beyond the end of the file: partitions may be added */
-    state->data = sc_os.map(state->fd, (size_t)state->mapped, state->writable);
-    return state->data == NULL ? sc_fail_os(error, "cannot map the state of a topic", state->path) : SC_OK;
+    state->data = sc_os.map(fd, (size_t)state->mapped, state->writable);
+    int code = state->data == NULL ? sc_fail_os(error, "cannot map the state of a topic", state->path) : SC_OK;
+    sc_os.close(fd); /* before the first lock: where locks belong to the process, closing drops them */
+    return code;
 }
 
 int sc_state_grow(sc_state *state, uint32_t partitions, sc_error *error)
@@ -75,8 +82,6 @@ static int join(sc_state *state, const char *folder, uint32_t partitions, uint32
     if (sc_os.stat(state->fd, &stat) != 0)
         return sc_fail_os(error, "cannot look at the state of a topic", state->path);
     int code = sc_state_grow(state, partitions, error);
-    if (code == SC_OK)
-        code = map_state(state, error);
     if (code == SC_OK && alone) {
         wipe(state, stat.size, generation);
         code = stat.size == 0 ? sync_new(state, folder, error) : SC_OK;
@@ -109,7 +114,9 @@ int sc_state_open(sc_state *state, const char *folder, bool writable, uint32_t p
         return SC_OK; /* a reader does without */
     if (state->fd < 0)
         return sc_fail_os(error, "cannot open the state of a topic", state->path);
-    int code = writable ? open_writable(state, folder, partitions, generation, error) : map_state(state, error);
+    int code = map_state(state, error);
+    if (code == SC_OK && writable)
+        code = open_writable(state, folder, partitions, generation, error);
     if (code != SC_OK)
         sc_state_close(state, false);
     return code;

@@ -48,8 +48,9 @@ int sc_topic_enter(sc_topic *topic, sc_error *error)
     atomic_fetch_add(&topic->users, 1);
     if (!atomic_load(&topic->closing))
         return SC_OK;
+    bool deleted = sc_topic_is_deleted(topic);
     sc_topic_leave(topic);
-    return sc_fail(error, SC_CLOSED, "the topic is closed");
+    return deleted ? sc_fail(error, SC_DELETED, "the topic was deleted") : sc_fail(error, SC_CLOSED, "the topic is closed");
 }
 
 void sc_topic_leave(sc_topic *topic)
@@ -289,10 +290,10 @@ static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_
         int code = any_beyond(topic, partitions, offsets, count, &beyond, error);
         if (code != SC_OK || beyond)
             return code;
-        if (atomic_load(&topic->closing))
-            return sc_fail(error, SC_CLOSED, "the topic was closed");
         if (sc_topic_is_deleted(topic))
             return sc_fail(error, SC_DELETED, "the topic was deleted");
+        if (atomic_load(&topic->closing))
+            return sc_fail(error, SC_CLOSED, "the topic was closed");
         int64_t left = deadline < 0 ? INT64_MAX : deadline - sc_os.monotonic_ns();
         if (left <= 0)
             return SC_END;
