@@ -1,5 +1,6 @@
 /*
- * Appends. The bytes are laid out straight into the mapped active segment, in the order that makes them safe:
+ * Appends. Small ones are laid out straight in the mapped active segment, large ones in memory from where one call copies
+ * them; the page cache is one. The order makes them safe:
  *
  *   1. sizes are worked out and input is checked, without a lock
  *   2. lock; find the end of the log; roll when the segment is full, old, or of another schema
@@ -24,6 +25,10 @@ enum {
     ALLOCATION_FIRST = 64 << 10,
     ALLOCATION_STEP_MAX = 64 << 20,
     ALLOCATION_BURST = 16, /* large appends reserve room for as many of their like */
+    WRITE_SIZE_MIN = 64 << 10,
+    SCRATCH_GRAIN = 64 << 10,
+    SCRATCH_KEPT_MAX = 32 << 20,
+    DESCRIPTORS_MAX = 256,
     POPULATE_WINDOW_MIN = 64 << 10,
     POPULATE_WINDOW_MAX = 4 << 20,
 };
@@ -45,13 +50,35 @@ static int64_t round_up(int64_t size, int64_t to)
     return (size + to - 1) / to * to;
 }
 
-/* ---- the writer's mapping ---------------------------------------------------------------------------------- */
+/* ---- the writer -------------------------------------------------------------------------------------------- */
+
+static atomic_int kept_descriptors; /* of all writers of the process: thousands of partitions must not exhaust them */
+
+/* Gives up the writer's descriptor, and keeps `fd` in its place unless many are kept already. */
+static void keep_descriptor(sc_writer *writer, int fd)
+{
+    if (writer->fd >= 0) {
+        sc_os.close(writer->fd);
+        atomic_fetch_sub(&kept_descriptors, 1);
+    }
+    writer->fd = -1;
+    if (fd < 0)
+        return;
+    if (atomic_fetch_add(&kept_descriptors, 1) < DESCRIPTORS_MAX) {
+        writer->fd = fd;
+        return;
+    }
+    atomic_fetch_sub(&kept_descriptors, 1);
+    sc_os.close(fd);
+}
 
 void sc_writer_close(sc_writer *writer)
 {
-    if (writer->data != NULL)
+    if (writer->data != NULL) {
         sc_os.unmap(writer->data, (size_t)writer->size);
-    *writer = (sc_writer){0};
+        keep_descriptor(writer, -1);
+    }
+    *writer = (sc_writer){.fd = -1};
 }
 
 static int segment_path(const sc_partition *partition, int64_t base_offset, const char *ending, char *path,
@@ -80,12 +107,15 @@ static int open_writer(append_state *self, int64_t needed, sc_error *error)
     if (fd < 0)
         return sc_fail_os(error, "cannot open the active segment", path);
     uint8_t *data = sc_os.map(fd, (size_t)size, true);
-    code = data == NULL ? sc_fail_os(error, "cannot map the active segment", path) : SC_OK;
-    sc_os.close(fd);
-    if (code == SC_OK)
-        *writer = (sc_writer){.data = data, .size = size, .base_offset = self->tail.segment_base,
-                              .populated = self->tail.end_position};
-    return code;
+    if (data == NULL) {
+        code = sc_fail_os(error, "cannot map the active segment", path);
+        sc_os.close(fd);
+        return code;
+    }
+    *writer = (sc_writer){.data = data, .fd = -1, .size = size, .base_offset = self->tail.segment_base,
+                          .populated = self->tail.end_position};
+    keep_descriptor(writer, fd);
+    return SC_OK;
 }
 
 /* Reserves disk space up to `needed`: doubling from 64 KiB, by at most 64 MiB, and just enough when that is too much.
@@ -296,28 +326,106 @@ static int find_end(append_state *self, sc_error *error)
     return SC_OK;
 }
 
+static sc_placement placement_of(const append_state *self, int64_t number, int64_t offset)
+{
+    bool last = number == self->request->batch_count - 1;
+    return (sc_placement){
+        .base_offset = offset,
+        .durable_offset = self->tail.durable_offset,
+        .flags = (uint16_t)((last ? 0 : SC_FLAG_CONTINUED) |
+                            (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
+    };
+}
+
+static void store_opening(append_state *self, int64_t position, const sc_encoding *encoding)
+{
+    uint64_t *at = (uint64_t *)(void *)(self->partition->writer.data + position);
+    __atomic_store_n(at, sc_encoding_opening(encoding), __ATOMIC_RELEASE);
+}
+
+/* Lays out each batch where it will lie. */
 static void store_batches(append_state *self)
 {
-    sc_partition *partition = self->partition;
-    uint8_t *data = partition->writer.data;
     int64_t position = self->tail.end_position, offset = self->tail.end_offset;
-    int64_t last = self->request->batch_count - 1;
-    for (int64_t i = 0; i <= last; i++) {
+    for (int64_t i = 0; i < self->request->batch_count; i++) {
         sc_encoding *encoding = &self->encodings[i];
-        sc_placement placement = {
-            .base_offset = offset,
-            .durable_offset = self->tail.durable_offset,
-            .flags = (uint16_t)((i < last ? SC_FLAG_CONTINUED : 0) |
-                                (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
-        };
-        sc_encoding_write(encoding, data + position, &placement);
+        sc_placement placement = placement_of(self, i, offset);
+        sc_encoding_write(encoding, self->partition->writer.data + position, &placement);
         if (i > 0)
-            __atomic_store_n((uint64_t *)(void *)(data + position), sc_encoding_opening(encoding), __ATOMIC_RELEASE);
+            store_opening(self, position, encoding);
         position += encoding->total_size;
         offset += encoding->input->count;
     }
-    __atomic_store_n((uint64_t *)(void *)(data + self->tail.end_position), sc_encoding_opening(&self->encodings[0]),
-                     __ATOMIC_RELEASE);
+}
+
+void sc_scratch_free(sc_scratch *scratch)
+{
+    if (scratch != NULL)
+        free(scratch->data);
+    free(scratch);
+}
+
+static sc_scratch *take_scratch(sc_topic *topic, int64_t size)
+{
+    sc_scratch *scratch = atomic_exchange(&topic->scratch, NULL);
+    if (scratch != NULL && scratch->size >= size)
+        return scratch;
+    sc_scratch_free(scratch);
+    scratch = malloc(sizeof *scratch);
+    if (scratch == NULL)
+        return NULL;
+    *scratch = (sc_scratch){.size = round_up(size, SCRATCH_GRAIN)};
+    scratch->data = aligned_alloc(SC_ALIGNMENT, (size_t)scratch->size);
+    if (scratch->data != NULL)
+        return scratch;
+    free(scratch);
+    return NULL;
+}
+
+static void give_scratch(sc_topic *topic, sc_scratch *scratch)
+{
+    if (scratch->size <= SCRATCH_KEPT_MAX)
+        scratch = atomic_exchange(&topic->scratch, scratch);
+    sc_scratch_free(scratch);
+}
+
+static int write_batch(append_state *self, int fd, int64_t number, int64_t position, int64_t offset, sc_error *error)
+{
+    sc_encoding *encoding = &self->encodings[number];
+    sc_placement placement = placement_of(self, number, offset);
+    sc_scratch *scratch = take_scratch(self->partition->topic, encoding->total_size);
+    if (scratch == NULL)
+        return sc_fail_memory(error);
+    memset(scratch->data, 0, (size_t)encoding->total_size);
+    sc_encoding_write(encoding, scratch->data, &placement);
+    uint64_t opening = sc_encoding_opening(encoding);
+    memcpy(scratch->data, &opening, sizeof opening);
+    int64_t from = number == 0 ? SC_OPENING_SIZE : 0;
+    int code = SC_OK;
+    if (sc_os_write_whole(fd, scratch->data + from, (size_t)(encoding->total_size - from), position + from) != 0)
+        code = sc_fail_os(error, "cannot write to a segment", self->partition->topic->path);
+    give_scratch(self->partition->topic, scratch);
+    return code;
+}
+
+/* Lays out large batches in memory and has the kernel copy them: a page that is written whole needs no zeroing and no page
+ * fault, which is worth more than the second copy from 64 KiB on (docs/decisions/0001-write-path.md). */
+static int write_batches(append_state *self, sc_error *error)
+{
+    char path[SC_PATH_MAX];
+    int64_t position = self->tail.end_position, offset = self->tail.end_offset;
+    int fd = self->partition->writer.fd;
+    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
+    if (code == SC_OK && fd < 0 && (fd = sc_os.open(path, SC_OPEN_WRITE)) < 0)
+        code = sc_fail_os(error, "cannot open the active segment", path);
+    for (int64_t i = 0; code == SC_OK && i < self->request->batch_count; i++) {
+        code = write_batch(self, fd, i, position, offset, error);
+        position += self->encodings[i].total_size;
+        offset += self->encodings[i].input->count;
+    }
+    if (fd >= 0 && fd != self->partition->writer.fd)
+        sc_os.close(fd);
+    return code;
 }
 
 static void note_batches(append_state *self)
@@ -355,9 +463,16 @@ static int append_locked(append_state *self, sc_error *error)
         code = open_writer(self, end + SC_OPENING_SIZE, error);
     if (code != SC_OK)
         return code;
-    populate(self, end);
-    atomic_store(&self->slot->dirty, 1);
-    store_batches(self);
+    atomic_store(&self->slot->dirty, 1); /* stays so when a write fails: the next append then clears what is there */
+    if (self->total_size >= WRITE_SIZE_MIN) {
+        code = write_batches(self, error);
+        if (code != SC_OK)
+            return code;
+    } else {
+        populate(self, end);
+        store_batches(self);
+    }
+    store_opening(self, self->tail.end_position, &self->encodings[0]);
     note_batches(self);
     self->tail.end_position = end;
     self->tail.end_offset += self->record_count;

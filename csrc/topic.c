@@ -116,6 +116,7 @@ void sc_topic_free(sc_topic *topic)
     for (uint32_t i = 0; i < topic->settings.partitions; i++)
         sc_partition_free(atomic_load(&topic->partitions[i]));
     free((void *)topic->partitions);
+    sc_scratch_free(atomic_load(&topic->scratch));
     for (sc_layout *layout = atomic_load(&topic->layouts), *next; layout != NULL; layout = next) {
         next = layout->next;
         sc_layout_free(layout);
@@ -208,6 +209,7 @@ static sc_partition *new_partition(sc_topic *topic, uint32_t number)
         return NULL;
     partition->topic = topic;
     partition->number = number;
+    partition->writer.fd = -1;
     pthread_mutex_init(&partition->append_mutex, NULL);
     pthread_mutex_init(&partition->list_mutex, NULL);
     pthread_mutex_init(&partition->sync_mutex, NULL);

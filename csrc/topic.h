@@ -10,7 +10,8 @@
 
 /* Where an append stores: the active segment mapped for writing. */
 typedef struct sc_writer {
-    uint8_t *data; /* NULL: none */
+    uint8_t *data; /* NULL: none, and then there is no descriptor either */
+    int fd;        /* -1: too many are open, it is opened when needed */
     int64_t size, base_offset;
     int64_t populated; /* pages below this position are mapped already */
     int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
@@ -32,8 +33,15 @@ typedef struct sc_partition {
     atomic_bool touched;   /* this handle appended: it trims the file when it closes */
 } sc_partition;
 
+/* Memory in which large batches are laid out: one piece is kept from append to append. */
+typedef struct sc_scratch {
+    int64_t size;
+    uint8_t *data;
+} sc_scratch;
+
 struct sc_topic {
     atomic_long references;
+    _Atomic(sc_scratch *) scratch; /* NULL: none, or in use */
     char path[SC_PATH_MAX];
     bool writable;
     uint32_t fork_generation;
@@ -92,5 +100,6 @@ int sc_partition_trim(sc_partition *partition, sc_error *error);
 /* ---- append.c ---- */
 
 void sc_writer_close(sc_writer *writer);
+void sc_scratch_free(sc_scratch *scratch);
 
 #endif
