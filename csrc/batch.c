@@ -23,6 +23,12 @@ bool sc_header_is_sound(const sc_header *header)
     return memcmp(header->magic, header_magic, sizeof header_magic) == 0 && header_checksum(header) == header->header_crc;
 }
 
+bool sc_header_is_newer(const sc_header *header)
+{
+    return sc_header_is_sound(header) &&
+           (header->version != SC_BATCH_VERSION || (header->flags & ~SC_FLAGS_KNOWN) != 0);
+}
+
 static bool is_consistent(const sc_header *header, int64_t metadata_size)
 {
     return header->metadata_size == metadata_size &&

@@ -74,6 +74,8 @@ uint32_t sc_batch_checksum(const uint8_t *data, const sc_header *header);
 void sc_header_seal(sc_header *header);
 /* Its magic and checksum are right. */
 bool sc_header_is_sound(const sc_header *header);
+/* It is sound, but has a version or flags that we do not know. */
+bool sc_header_is_newer(const sc_header *header);
 
 static inline int64_t sc_align(int64_t size)
 {

@@ -17,7 +17,7 @@
 
 typedef struct index_header {
     uint8_t magic[8]; /* "SCINDEX1" */
-    uint32_t crc;     /* CRC32C of the 52 bytes behind this field */
+    uint32_t crc;     /* CRC32C of the segment's name (segment_name), then of the 52 bytes behind this field */
     uint32_t sealed;  /* 1: the summary below is final */
     int64_t base_offset, end_offset, size, count, min_timestamp, max_timestamp;
 } index_header;
@@ -40,9 +40,19 @@ static void index_path(const sc_segment *segment, char *path, size_t size, const
     snprintf(path, size, "%.*s.index%s", stem, segment->path, ending);
 }
 
-static uint32_t header_crc(const index_header *header)
+/* `<topic>-<id>/<partition>/<base offset>.arrows`: an index that came from elsewhere is not believed. */
+static const char *segment_name(const sc_segment *segment)
 {
-    return sc_crc32c(0, (const uint8_t *)header + 12, sizeof *header - 12);
+    const char *name = segment->path + strlen(segment->path);
+    for (int slashes = 0; name > segment->path && slashes < 3; name--)
+        slashes += name[-1] == '/';
+    return *name == '/' ? name + 1 : name;
+}
+
+static uint32_t header_crc(const sc_segment *segment, const index_header *header)
+{
+    const char *name = segment_name(segment);
+    return sc_crc32c(sc_crc32c(0, name, strlen(name)), (const uint8_t *)header + 12, sizeof *header - 12);
 }
 
 static uint32_t record_crc(const index_record *record)
@@ -75,7 +85,7 @@ static void tidy(sc_segment *segment)
 
 static void take_header(sc_segment *segment, const index_header *header)
 {
-    if (memcmp(header->magic, index_magic, sizeof index_magic) != 0 || header_crc(header) != header->crc ||
+    if (memcmp(header->magic, index_magic, sizeof index_magic) != 0 || header_crc(segment, header) != header->crc ||
         header->base_offset != segment->base_offset || header->sealed != 1)
         return;
     segment->has_summary = true;
@@ -137,7 +147,7 @@ static index_header make_header(const sc_segment *segment, const sc_summary *sum
         header.min_timestamp = summary->min_timestamp;
         header.max_timestamp = summary->max_timestamp;
     }
-    header.crc = header_crc(&header);
+    header.crc = header_crc(segment, &header);
     return header;
 }
 

@@ -1,4 +1,6 @@
+#if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
+#endif
 #if defined(__APPLE__)
 #define _DARWIN_C_SOURCE
 #endif

@@ -229,6 +229,28 @@ static bool is_unopened_append(const place *at, const sc_mapping *mapping, int64
     return sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_unopened, &self) && self.found;
 }
 
+/* Whether any good batch behind a place says that the log was durable beyond it: the next one may have been written before
+ * the sync that the last one knows of. */
+static bool was_durable(recovery *self, const place *at, const sc_mapping *mapping)
+{
+    bool durable = false;
+    for (int64_t number = at->segment; number < self->count && !durable; number++) {
+        sc_mapping *other = NULL;
+        sc_error unused;
+        sc_header header;
+        sc_tail as_sealed = {.segment_base = -1};
+        if (number > at->segment &&
+            sc_partition_map(self->partition, self->segments[number], &as_sealed, &other, &unused) != SC_OK)
+            continue;
+        const sc_mapping *looked_at = other == NULL ? mapping : other;
+        int64_t position = other == NULL ? at->position : 0, end = other == NULL ? at->file_size : other->size;
+        while (!durable && (position = sc_segment_find_good(looked_at, position, end, &header)) >= 0)
+            durable = header.durable_offset > at->offset;
+        sc_mapping_release(other);
+    }
+    return durable;
+}
+
 /* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later. `end`:
  * where in this segment good batches follow; -1: they do not. */
 static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
@@ -237,7 +259,7 @@ static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, 
     if (later->durable_offset > at->offset || self->durable_offset > at->offset)
         return false;
     if (!self->same_boot)
-        return true;
+        return !was_durable(self, at, mapping);
     return look->state == SC_BATCH_NONE && end >= 0 && is_unopened_append(at, mapping, end);
 }
 
@@ -280,6 +302,9 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
             pass(at, &look.header);
             continue;
         }
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset < segment->base_offset)
+            return sc_fail_at(self->error, SC_FORMAT, segment->path, look.header.base_offset, at->position,
+                              "the segment has records from before its name: it was renamed or copied");
         at->sealed = look.state == SC_BATCH_MARKER;
         if (at->sealed && (last || at->offset == next_base))
             return SC_OK;
@@ -296,6 +321,8 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         }
         if (!followed ||
             is_lost(self, at, mapping, &look, &later, later_segment == at->segment ? later_position : -1)) {
+            if (sc_header_is_newer(&look.header)) /* not ours to judge, and not ours to cut */
+                return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
             *cut = true;
             return SC_OK;
         }
@@ -337,6 +364,8 @@ static int walk(recovery *self, place *at)
         sc_mapping *mapping;
         sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
         int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+        if (code == SC_FORMAT && number < self->count - 1)
+            continue; /* no crash does this, and it does not move the end of the log: readers will say so */
         if (code != SC_OK)
             return code;
         *at = (place){.segment = number};
@@ -505,7 +534,10 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
     free(self.segments);
     if (code == SC_OK && repair)
         sc_state_set_boot(state, partition->number);
-    if (code == SC_OK && repair && tail->durable_offset < tail->end_offset)
+    if (code == SC_OK && repair && tail->durable_offset < tail->end_offset) {
+        /* what was found is made durable by the next flush, at the latest at closing, as if we had appended it */
+        atomic_store(&partition->touched, true);
         atomic_store(&partition->unflushed, true);
+    }
     return code;
 }

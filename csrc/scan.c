@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "os.h"
 #include "tally.h"
 #include "topic.h"
 
@@ -113,10 +114,14 @@ static int next_range(sc_scan *scan, sc_error *error)
             code = sc_partition_tail(scan->partition, &scan->tail, error);
         if (code != SC_OK)
             return code;
-        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset)
-            return sc_fail(error, SC_RANGE, "offsets %lld to %lld: partition %u has %lld to %lld",
-                           (long long)range->start_offset, (long long)range->end_offset, (unsigned)range->partition,
-                           (long long)scan->tail.start_offset, (long long)scan->tail.end_offset);
+        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset) {
+            sc_fail(error, SC_RANGE, "offsets %lld to %lld: partition %u has %lld to %lld",
+                    (long long)range->start_offset, (long long)range->end_offset, (unsigned)range->partition,
+                    (long long)scan->tail.start_offset, (long long)scan->tail.end_offset);
+            error->offset = scan->tail.start_offset;
+            error->position = scan->tail.end_offset;
+            return SC_RANGE;
+        }
         scan->offset = range->start_offset;
         return SC_OK;
     }
@@ -298,12 +303,29 @@ static int move(sc_scan *scan, sc_batch *batch, sc_error *error)
     return SC_OK;
 }
 
+static bool is_gone(sc_topic *topic)
+{
+    if (sc_topic_is_deleted(topic))
+        return true;
+    int fd = sc_os.open(topic->path, SC_OPEN_READ); /* a reader without live state sees it by the folder */
+    if (fd >= 0)
+        sc_os.close(fd);
+    return fd < 0 && errno == ENOENT;
+}
+
+/* Missing files are no damage when the topic was deleted. */
+static int explain(sc_scan *scan, int code, sc_error *error)
+{
+    bool missing = code == SC_OS || code == SC_CORRUPT || code == SC_RANGE;
+    return missing && is_gone(scan->topic) ? sc_fail(error, SC_DELETED, "the topic was deleted") : code;
+}
+
 int sc_scan_next(sc_scan *scan, sc_batch *batch, sc_error *error)
 {
     int code = sc_topic_enter(scan->topic, error);
     if (code != SC_OK)
         return code;
-    code = move(scan, batch, error);
+    code = explain(scan, move(scan, batch, error), error);
     sc_topic_leave(scan->topic);
     return code;
 }
@@ -354,7 +376,7 @@ int sc_scan_count(sc_scan *scan, int64_t *count, sc_error *error)
     if (code != SC_OK)
         return code;
     *count = 0;
-    code = count_inside(scan, count, error);
+    code = explain(scan, count_inside(scan, count, error), error);
     sc_topic_leave(scan->topic);
     return code;
 }

@@ -207,6 +207,13 @@ int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_
 int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error)
 {
     sc_fail_at(error, SC_CORRUPT, segment->path, offset, position, look->why);
+    if (sc_header_is_newer(&look->header)) {
+        error->code = SC_FORMAT;
+        snprintf(error->message, sizeof error->message,
+                 "the batch has format version %u and flags 0x%x; this version of streamcore knows version %u and flags 0x%x",
+                 (unsigned)look->header.version, (unsigned)look->header.flags, (unsigned)SC_BATCH_VERSION,
+                 (unsigned)SC_FLAGS_KNOWN);
+    }
     if (look->unreadable) {
         error->code = SC_OS;
         error->number = 5; /* EIO */

@@ -57,7 +57,7 @@ enum {
     SC_OS = -1,        /* a system call failed: error->number is errno, error->path the file */
     SC_CORRUPT = -2,   /* bytes are not what their checksum or the format says */
     SC_FORMAT = -3,    /* a segment of another format, topic or schema than the topic's */
-    SC_RANGE = -4,     /* an offset outside the log */
+    SC_RANGE = -4,     /* an offset outside the log: error->offset is the first, error->position the end of it */
     SC_TOO_LARGE = -5, /* a batch or record above its limit */
     SC_INVALID = -6,   /* an argument or an Arrow array that cannot be stored */
     SC_READ_ONLY = -7, /* the topic was opened for reading */

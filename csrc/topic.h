@@ -29,8 +29,8 @@ typedef struct sc_partition {
     pthread_mutex_t sync_mutex;
     pthread_cond_t synced;
     bool syncing;
-    atomic_bool unflushed; /* this handle appended since it last flushed */
-    atomic_bool touched;   /* this handle appended: it trims the file when it closes */
+    atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
+    atomic_bool touched;   /* this handle appended or recovered: it flushes and trims when it closes */
 } sc_partition;
 
 /* Memory in which large batches are laid out: one piece is kept from append to append. */

@@ -97,6 +97,9 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
         position = found;
         offset = later.base_offset;
     }
+    sc_look behind = sc_segment_look(mapping, position, end_position, false, &unused);
+    if (behind.state == SC_BATCH_BAD && !self->stopped) /* any Arrow reader would stumble over it */
+        report(self, segment, offset, position, "neither a batch nor the end of the stream is here");
 }
 
 static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base, sc_error *error)

@@ -78,6 +78,8 @@ class Columns:
 
 @final
 class Scan:
+    explain: Callable[[Exception], Exception] | None
+
     def __init__(
         self, topic: Topic, ranges: list[tuple[int, int, int]], low: int, high: int, limit: int, verify: bool
     ) -> None: ...

@@ -18,7 +18,7 @@ import datetime
 from streamcore import errors
 
 cdef int64_t BATCH_ROWS_MAX = 1 << 16
-cdef int64_t BATCH_BYTES_GOAL = 16 << 20
+cdef int64_t BATCH_BYTES_GOAL = 1 << 20
 MAX_PARTITIONS = SC_PARTITIONS_MAX
 
 cdef object EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
@@ -45,7 +45,9 @@ cdef object error_of(const sc_error *error):
     if code == SC_CORRUPT:
         return errors.CorruptionError(message, path, offset, position)
     if code == SC_FORMAT:
-        return errors.StoreFormatError(f"{message} (file {path})", path)
+        return errors.StoreFormatError(f"{message} (file {path})", path, offset, position)
+    if code == SC_RANGE:
+        return errors.OffsetOutOfRangeError(message, error.offset, error.position)
     if code == SC_TOO_LARGE:
         return errors.RecordTooLargeError(message)
     if code == SC_INVALID:
@@ -295,6 +297,7 @@ cdef class Scan:
     cdef bint time_bounded
     cdef int64_t bytes_exported  # by this object, the tally's left out
     cdef sc_tally *tally
+    cdef public object explain  # makes a better error of a StoreFormatError, or None
 
     def __cinit__(self, Topic topic, list ranges, int64_t low, int64_t high, int64_t limit, bint verify):
         cdef sc_error error
@@ -323,6 +326,11 @@ cdef class Scan:
         sc_scan_free(self.ptr)
         sc_tally_release(self.tally)
 
+    cdef int check(self, int code, const sc_error *error) except -1:
+        if code == SC_FORMAT and self.explain is not None:
+            raise self.explain(error_of(error))
+        return check(code, error)
+
     cdef bint advance(self, bint *dense) except -1:
         """Moves to the next batch with wanted rows; False at the end."""
         cdef sc_error error
@@ -335,7 +343,7 @@ cdef class Scan:
                     code = sc_batch_narrow_to_timestamps(&self.batch, self.low, self.high, &is_dense, &error)
             if code == SC_END:
                 return False
-            check(code, &error)
+            self.check(code, &error)
             if self.batch.row_count > 0:
                 break
         if self.batch.codec != 0 and self.time_bounded:
@@ -405,7 +413,7 @@ cdef class Scan:
         cdef int code
         with nogil:
             code = sc_scan_count(self.ptr, &count, &error)
-        check(code, &error)
+        self.check(code, &error)
         return count
 
     def counters(self):

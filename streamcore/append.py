@@ -16,7 +16,7 @@ from streamcore.errors import RecordTooLargeError
 from streamcore.schema import HEADERS, TIMESTAMP, SchemaVersion
 
 BATCH_ROWS = 1 << 16
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 1 << 20
 _SMALL_CHUNK_ROWS = 4096
 _CONFLICT_RETRIES = 1000
 _EXTRA_COLUMNS = ("key", "timestamp", "headers", "partition")
@@ -28,11 +28,17 @@ class ArrayAppend:
     """Records as chunks of Arrow arrays: (rows, key, value, headers, times)."""
 
     def __init__(
-        self, chunks: list[Chunk], version: SchemaVersion, timestamp: int | None, targets: Any = None
+        self,
+        chunks: list[Chunk],
+        version: SchemaVersion,
+        timestamp: int | None,
+        targets: Any = None,
+        made_ms: int | None = None,
     ) -> None:
         self.chunks = chunks
         self.version = version
-        self.timestamp = timestamp
+        self.made_ms = time.time_ns() // 1_000_000 if made_ms is None else made_ms  # one for all partitions
+        self.timestamp = self.made_ms if timestamp is None else timestamp
         self.targets = targets
         self.count = sum(chunk[0] for chunk in chunks)
 
@@ -73,7 +79,7 @@ class ArrayAppend:
     def drop_times(self) -> None:
         """Uses the log's time instead of the given ones."""
         self.chunks = [(rows, key, value, headers, None) for rows, key, value, headers, _ in self.chunks]
-        self.timestamp = None
+        self.timestamp = self.made_ms
 
     def by_partition(self, partition: int | None, partitions: int, turn: int) -> Iterator[tuple[int, ArrayAppend]]:
         """The parts that go to each partition, in the order of partitions."""
@@ -120,13 +126,13 @@ class ArrayAppend:
                     (
                         len(picked),
                         None if key is None else key.take(picked),
-                        value.take(picked),
+                        columns.take(value, picked),
                         None if headers is None else headers.take(picked),
                         None if times is None else times[rows[low:high] - start],
                     )
                 )
             start += count
-        return ArrayAppend(chunks, self.version, self.timestamp)
+        return ArrayAppend(chunks, self.version, self.timestamp, made_ms=self.made_ms)
 
 
 def _longest(array: pa.Array | None) -> int:
@@ -135,7 +141,9 @@ def _longest(array: pa.Array | None) -> int:
         return 0
     kind = array.type
     if pa.types.is_nested(kind):
-        parts = [array.flatten()] if not pa.types.is_struct(kind) else array.flatten()
+        if pa.types.is_map(kind):  # which Arrow cannot flatten
+            array = array.cast(pa.list_(pa.struct([pa.field("key", kind.key_type), pa.field("value", kind.item_type)])))
+        parts = array.flatten() if pa.types.is_struct(kind) else [array.flatten()]
         return max((_longest(part) for part in parts), default=0)
     if pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):
         array = array.cast(pa.large_binary() if pa.types.is_binary_view(kind) else pa.large_string())
@@ -220,15 +228,14 @@ def append_arrays(
     own_time = config.timestamp_type == "append"
     if own_time:
         given.drop_times()
-    timestamp = time.time_ns() // 1_000_000 if given.timestamp is None else given.timestamp
     current = given.version.number
     size = sum(_size(chunk) for chunk in given.chunks)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * given.count // max(1, size)))
     if config.compression == "none":
-        return core.append_arrays(partition, given.chunks, timestamp, rows, current, own_time, durable)
+        return core.append_arrays(partition, given.chunks, given.timestamp, rows, current, own_time, durable)
     for _ in range(_CONFLICT_RETRIES):
         base = core.describe(partition, False)[1]
-        messages = compressed_messages(given, timestamp, rows, base, given.version, config)
+        messages = compressed_messages(given, rows, base, config)
         try:
             return core.append_messages(partition, messages, base, current, own_time, durable)
         except _core.OffsetConflict:
@@ -241,7 +248,7 @@ def _size(chunk: Chunk) -> int:
 
 
 def compressed_messages(
-    given: ArrayAppend, timestamp: int, rows: int, base: int, version: SchemaVersion, config: TopicConfig
+    given: ArrayAppend, rows: int, base: int, config: TopicConfig
 ) -> list[tuple[Any, int, int, int, bool]]:
     """The chunks as compressed Arrow IPC messages: (message, rows, first time, last time, has headers)."""
     options = pa.ipc.IpcWriteOptions(compression=config.compression)
@@ -249,16 +256,16 @@ def compressed_messages(
     for count, key, value, headers, times in given.chunks:
         for start in range(0, count, rows):
             length = min(rows, count - start)
-            stamps = np.full(length, timestamp, np.int64) if times is None else times[start : start + length]
+            stamps = np.full(length, given.timestamp, np.int64) if times is None else times[start : start + length]
             batch = pa.RecordBatch.from_arrays(
                 [
                     pa.array(np.arange(base, base + length)),
                     pa.array(stamps).view(TIMESTAMP),
                     _slice(key, start, length, pa.binary()),
-                    _slice(value, start, length, version.value_type),
+                    _slice(value, start, length, given.version.value_type),
                     _slice(headers, start, length, HEADERS),
                 ],
-                schema=version.file,
+                schema=given.version.file,
             )
             low, high = int(stamps.min()), int(stamps.max())
             messages.append((_message_of(batch, options), length, low, high, headers is not None))

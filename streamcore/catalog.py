@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -17,7 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicExistsError
+from streamcore.errors import (
+    CorruptionError,
+    StorageError,
+    StoreFormatError,
+    StoreReadOnlyError,
+    StreamcoreError,
+    TopicExistsError,
+)
 
 CATALOG_NAME = "catalog.sqlite"
 CATALOG_FORMAT = 1
@@ -26,6 +35,21 @@ _READ_ATTEMPTS = 10
 _TOPIC_COLUMNS = "id, name, folder, partitions, config, generation, mixed"
 
 _opening = threading.RLock()  # while SQLite has the "-shm" file open for reading only, nobody opens it for writing
+
+
+def _renew_opening() -> None:
+    global _opening
+    _opening = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_opening)
+
+_SHM_BYTES = 32 << 10
+_ERRNO_OF_CODE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+}
 
 _TABLES = """
 create table meta (key text primary key, value text not null) without rowid;
@@ -50,7 +74,7 @@ create table settings (key text primary key, value text not null) without rowid;
 
 @dataclasses.dataclass(frozen=True)
 class TopicRow:
-    """What the catalog knows of a topic. `schemas` maps a version to a serialized Arrow schema, None for plain.
+    """What the catalog knows of a topic. `schemas` maps a version to the message that begins its segments.
 
     `mixed`: its batches may differ in schema or compression, so a scan looks at each.
     """
@@ -86,6 +110,11 @@ class Catalog:
             connection = sqlite3.connect(
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
+            try:
+                self._check_ours(connection)
+            except BaseException:
+                connection.close()
+                raise
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = on")
@@ -101,6 +130,16 @@ class Catalog:
                 connection.close()
                 raise
             return connection
+
+    def _check_ours(self, connection: sqlite3.Connection) -> None:
+        """An empty file becomes a catalog, but not where there are topics; and nothing of somebody else's does."""
+        topics = any(self.path.parent.glob("topics/*"))  # looked for first: others make the catalog before a topic
+        tables = {name for (name,) in connection.execute("select name from sqlite_schema where type = 'table'")}
+        if tables and "meta" not in tables:
+            raise StoreFormatError(f"{self.path} is a database, but no catalog of streamcore", str(self.path))
+        if topics and not tables:
+            lost = f"{self.path} is empty, but there are topics: restore that file from a backup"
+            raise StoreFormatError(lost, str(self.path))
 
     def signature(self) -> tuple[int, ...]:
         """Changes when the catalog does: sizes and times of its files."""
@@ -178,12 +217,34 @@ class Catalog:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.OperationalError as error:
-            raise StorageError(0, f"the catalog cannot be used ({error})", str(self.path)) from error
+            raise StorageError(
+                self._errno_of(error), f"the catalog cannot be used ({error})", str(self.path)
+            ) from error
         except sqlite3.DatabaseError as error:
             raise CorruptionError(f"the catalog is damaged ({error})", str(self.path)) from error
+        except StreamcoreError:
+            raise
+        except OSError as error:
+            raise StorageError(error.errno or 0, "the catalog cannot be used", str(self.path)) from error
+
+    def _errno_of(self, error: sqlite3.OperationalError) -> int:
+        """What the operating system says, which SQLite keeps to itself; 0 when that is nothing."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_IOERR:  # also when there is no room for the "-shm" file
+            disk = os.statvfs(self.path.parent)
+            return errno.ENOSPC if disk.f_bavail * disk.f_frsize < _SHM_BYTES else errno.EIO
+        if code in _ERRNO_OF_CODE:
+            return _ERRNO_OF_CODE[code]
+        try:
+            os.close(os.open(self.path, os.O_RDWR if self._writable else os.O_RDONLY))
+        except OSError as found:
+            return found.errno or 0
+        return 0
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
-        row = connection.execute("select value from meta where key = 'format'").fetchone()
+        row = None
+        if connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
+            row = connection.execute("select value from meta where key = 'format'").fetchone()
         if row is None or row[0] != str(CATALOG_FORMAT):
             found = "no format" if row is None else f"format {row[0]}"
             raise StoreFormatError(f"{self.path} has {found}; this version of streamcore reads format {CATALOG_FORMAT}")
@@ -227,6 +288,8 @@ class Catalog:
             config = json.loads(row[4])
         except ValueError as error:
             raise CorruptionError(f"the settings of topic {row[1]!r} are damaged", str(self.path)) from error
+        if not schemas:
+            raise CorruptionError(f"the schema of topic {row[1]!r} is missing", str(self.path))
         return TopicRow(row[0], row[1], row[2], row[3], config, row[5], bool(row[6]), schemas)
 
     def add_topic(self, row: TopicRow) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,33 @@ def decode_dictionaries(array: pa.Array) -> pa.Array:
     return array.dictionary_decode()
 
 
+def take(array: pa.Array, rows: pa.Array) -> pa.Array:
+    """Some rows of an array of any type."""
+    try:
+        return array.take(rows)
+    except pa.ArrowNotImplementedError:  # views, somewhere inside
+        return array.cast(_without_views(array.type)).take(rows).cast(array.type)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.large_string()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
+    if types.is_map(kind):
+        return pa.map_(_without_views(kind.key_type), kind.item_field.with_type(_without_views(kind.item_type)))
+    if types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([field.with_type(_without_views(field.type)) for field in fields])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_views(kind.value_type)), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = pa.list_ if types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind
+
+
 def binary_array(values: Any, name: str) -> pa.Array | None:
     """Bytes of a list, NumPy `S` array or Arrow array of binary or strings; None when all are null."""
     if isinstance(values, (list, tuple)):
@@ -233,10 +261,14 @@ def _family(kind: pa.DataType) -> Any:
         return ("list", _family(kind.value_type))
     if types.is_struct(kind):
         return ("struct", tuple((kind.field(i).name, _family(kind.field(i).type)) for i in range(kind.num_fields)))
+    if types.is_map(kind):
+        return ("map", _family(kind.key_type), _family(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return ("fixed", kind.list_size, _family(kind.value_type))
     return kind
 
 
-def _conform(array: pa.Array, field: pa.Field) -> pa.Array:
+def _conform(array: pa.Array, field: pa.Field, tombstones: pa.Array | None) -> pa.Array:
     """A column in exactly the field's type. Only the layout may differ: strings stay strings, lists stay lists."""
     if array.type != field.type:
         if not pa.types.is_null(array.type) and _family(array.type) != _family(field.type):
@@ -248,14 +280,51 @@ def _conform(array: pa.Array, field: pa.Field) -> pa.Array:
                 f"column {field.name!r} is {array.type}, which cannot become {field.type}: {error}"
             ) from error
     if not field.nullable and array.null_count:
-        raise ValueError(
-            f"column {field.name!r} has {array.null_count} nulls; the topic's schema says that it has none"
-        )
+        nulls = pc.is_null(array)
+        count = pc.sum(nulls if tombstones is None else pc.and_not(nulls, tombstones)).as_py()
+        if count:
+            raise ValueError(f"column {field.name!r} has {count} nulls; the topic's schema says that it has none")
+    _check_required(array, field.type, field.name)
     return array
 
 
-def struct_of_columns(columns: Mapping[str, pa.Array], schema: pa.Schema, count: int) -> pa.StructArray:
-    """The value column of a typed topic from one array per field; nullable fields may be left out."""
+@functools.lru_cache(maxsize=1024)
+def _has_required(kind: pa.DataType) -> bool:
+    """Whether something inside the type must not be null (map keys apart: Arrow sees to those)."""
+    if pa.types.is_map(kind):
+        return not kind.item_field.nullable or _has_required(kind.key_type) or _has_required(kind.item_type)
+    if not pa.types.is_nested(kind):
+        return False
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    return any(not field.nullable or _has_required(field.type) for field in fields)
+
+
+def _check_required(array: pa.Array, kind: pa.DataType, path: str) -> None:
+    """ValueError for a null where a nested field is not nullable."""
+    if not _has_required(kind):
+        return
+    if pa.types.is_map(kind):
+        entries = pa.struct([pa.field("key", kind.key_type), kind.item_field.with_name("value")])
+        array, kind = array.cast(pa.list_(entries)), pa.list_(entries)
+    if pa.types.is_struct(kind):
+        inner = [(array.flatten()[i], kind.field(i), array.null_count) for i in range(kind.num_fields)]
+    else:
+        inner = [(array.flatten(), kind.value_field, 0)]
+    for values, field, nulls_above in inner:
+        name = f"{path}.{field.name}"
+        count = values.null_count - nulls_above
+        if not field.nullable and count:
+            raise ValueError(f"column {name!r} has {count} nulls; the topic's schema says that it has none")
+        _check_required(values, field.type, name)
+
+
+def struct_of_columns(
+    columns: Mapping[str, pa.Array], schema: pa.Schema, count: int, tombstones: pa.Array | None = None
+) -> pa.StructArray:
+    """The value column of a typed topic from one array per field; nullable fields may be left out.
+
+    tombstones: true where the whole value is null; whatever the columns have there does not matter.
+    """
     for name in columns:
         if name not in schema.names:
             raise ValueError(f"column {name!r} is not in the topic's schema, which has {', '.join(schema.names)}")
@@ -266,8 +335,8 @@ def struct_of_columns(columns: Mapping[str, pa.Array], schema: pa.Schema, count:
             if not field.nullable:
                 raise ValueError(f"column {field.name!r} ({field.type}) is missing, and it is not nullable")
             array = pa.nulls(count, field.type)
-        arrays.append(_conform(array, field))
-    return pa.StructArray.from_arrays(arrays, fields=list(schema))
+        arrays.append(_conform(array, field, tombstones))
+    return pa.StructArray.from_arrays(arrays, fields=list(schema), mask=tombstones)
 
 
 def struct_of_array(array: pa.Array, schema: pa.Schema) -> pa.StructArray:
@@ -277,13 +346,10 @@ def struct_of_array(array: pa.Array, schema: pa.Schema) -> pa.StructArray:
     if not pa.types.is_struct(array.type):
         raise TypeError(f"values are {array.type}; a struct array of {', '.join(schema.names)} is needed")
     names = [array.type.field(i).name for i in range(array.type.num_fields)]
-    if not array.null_count:
-        return struct_of_columns(dict(zip(names, array.flatten(), strict=True)), schema, len(array))
-    valid = pc.is_valid(array)
-    present = array.filter(valid)
-    made = struct_of_columns(dict(zip(names, present.flatten(), strict=True)), schema, len(present))
-    positions = pc.if_else(valid, pc.subtract(pc.cumulative_sum(valid.cast(pa.int64())), 1), None)
-    return made.take(positions)
+    if len(set(names)) != len(names):
+        raise ValueError(f"values have a field twice: {', '.join(names)}")
+    columns = {name: array.field(i) for i, name in enumerate(names)}
+    return struct_of_columns(columns, schema, len(array), pc.is_null(array) if array.null_count else None)
 
 
 def struct_of_dicts(values: Sequence[Any], schema: pa.Schema) -> pa.StructArray:
@@ -319,6 +385,7 @@ def _array_of_objects(column: list[Any], field: pa.Field, values: Sequence[Any])
         for i, item in enumerate(column):
             if item is None and values[i] is not None:
                 raise ValueError(f"values[{i}] has no {field.name!r}, which the topic's schema says is not null")
+    _check_required(array, field.type, field.name)
     return array
 
 

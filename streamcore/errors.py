@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 class StreamcoreError(Exception):
@@ -18,7 +19,11 @@ class StorageError(StreamcoreError, OSError):
 
     def __init__(self, errno: int, message: str, path: str | None = None) -> None:
         text = os.strerror(errno) if errno else "input/output error"
+        self.message = message
         OSError.__init__(self, errno, f"{message}: {text}", path)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.errno or 0, self.message, self.filename)
 
     @property
     def path(self) -> str | None:
@@ -42,13 +47,23 @@ class CorruptionError(StreamcoreError):
         where += [f"position {position}"] if position is not None else []
         super().__init__(f"{message} ({', '.join(where)})" if where else message)
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.message, self.path, self.offset, self.position)
+
 
 class StoreFormatError(StreamcoreError):
-    """A store or file is of a format that this version cannot read, or belongs elsewhere: `path`, when it is a file."""
+    """A store or file is of a format that this version cannot read, or belongs elsewhere: `path`, when it is a file.
 
-    def __init__(self, message: str, path: str | None = None) -> None:
+    `offset` and `position` name the first record and the byte, when it is a batch in a file that is ours.
+    """
+
+    def __init__(
+        self, message: str, path: str | None = None, offset: int | None = None, position: int | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
+        self.offset = offset
+        self.position = position
 
 
 class TopicExistsError(StreamcoreError):
@@ -66,6 +81,9 @@ class OffsetOutOfRangeError(StreamcoreError, IndexError):
         super().__init__(message)
         self.earliest = earliest
         self.latest = latest
+
+    def __reduce__(self) -> Any:
+        return type(self), (*self.args, self.earliest, self.latest)
 
 
 class RecordTooLargeError(StreamcoreError):

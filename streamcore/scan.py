@@ -337,6 +337,7 @@ class Scan:
         low, high = (legs[0].low, legs[0].high) if legs else (_LOW, _HIGH)
         ranges = [(leg.partition, leg.start, leg.end) for leg in legs]
         scan = _core.Scan(self._core, ranges, low, high, limit, self._verify)
+        scan.explain = self._topic.explained
         self._opened.append(scan)
         return scan
 
@@ -362,6 +363,8 @@ class Scan:
             number, path, field = found
             arrays.append(_column_of(whole, number, path, batch.partition))
             fields.append(field)
+        if not arrays:
+            return whole.select([])  # which still knows its number of rows
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
     def _filter(self, scan: _core.Scan, batch: _core.Batch, leg: Leg, made: pa.RecordBatch) -> pa.RecordBatch:

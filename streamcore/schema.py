@@ -14,6 +14,7 @@ import pyarrow as pa
 FORMAT_VERSION = 1
 DEPTH_MAX = 32
 _MESSAGE_ALIGNMENT = 64
+_METADATA_PREFIX = b"streamcore."
 
 TIMESTAMP = pa.timestamp("ms", tz="UTC")
 HEADERS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.binary())]))
@@ -47,11 +48,36 @@ def make_version(topic_id: str, number: int, user: pa.Schema | None) -> SchemaVe
         pa.field("headers", HEADERS),
     ]
     file = pa.schema(fields)
-    message, digits_at = _segment_message(file, topic_id, number)
+    own = {} if user is None else user.metadata or {}
+    message, digits_at = _segment_message(file, own, topic_id, number)
     return SchemaVersion(number, user, file, message, digits_at)
 
 
-def _segment_message(file: pa.Schema, topic_id: str, number: int) -> tuple[bytes, int]:
+def version_of_message(number: int, message: bytes) -> SchemaVersion:
+    """The version whose segments begin with this message, as the catalog keeps it: byte by byte, for the files of a topic
+    are recognised by it, and another version of Arrow may lay the same schema out differently.
+
+    Raises ValueError when it is not one.
+    """
+    try:
+        whole = pa.ipc.read_schema(pa.py_buffer(message))
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise ValueError(str(error)) from None
+    metadata = dict(whole.metadata or {})
+    digits = metadata.get(b"streamcore.partition", b"")
+    if whole.names != list(RECORD_COLUMNS) or len(digits) != 10 or message.count(digits) != 1:
+        raise ValueError("it is not the schema of a topic's files")
+    value = whole.field("value").type
+    user = None
+    if pa.types.is_struct(value):
+        own = {key: text for key, text in metadata.items() if not key.startswith(_METADATA_PREFIX)}
+        user = pa.schema([value.field(i) for i in range(value.num_fields)], metadata=own or None)
+    return SchemaVersion(number, user, whole.remove_metadata(), message, message.index(digits))
+
+
+def _segment_message(
+    file: pa.Schema, own: dict[bytes, bytes], topic_id: str, number: int
+) -> tuple[bytes, int]:
     """The schema message at the start of each segment, padded so that the batches behind it are aligned.
 
     The ten digits of the partition are the only bytes in which the partitions of a topic differ.
@@ -59,6 +85,7 @@ def _segment_message(file: pa.Schema, topic_id: str, number: int) -> tuple[bytes
     for attempt in range(1000):
         digits = f"{7_741_990_523 + attempt:010d}".encode()
         metadata = {
+            **{key: text for key, text in own.items() if not key.startswith(_METADATA_PREFIX)},
             b"streamcore.format": str(FORMAT_VERSION).encode(),
             b"streamcore.topic": topic_id.encode(),
             b"streamcore.partition": digits,
@@ -179,6 +206,8 @@ def resolve_column(name: str, version: SchemaVersion) -> tuple[int, list[int], p
     if name in RECORD_COLUMNS:
         return RECORD_COLUMNS.index(name), [], version.file.field(name)
     if not name.startswith("value."):
+        return None
+    if name == "value.":
         return None
     kind, path, nullable = version.value_type, [], True
     rest = name.removeprefix("value.")

@@ -116,7 +116,7 @@ class Store:
             config=dataclasses.asdict(config),
             generation=1,
             mixed=config.compression != "none",
-            schemas={1: None if user is None else user.serialize().to_pybytes()},
+            schemas={1: schemas.make_version(topic_id, 1, user).message},
         )
         topic = Topic(self, row)
         _make_topic_folder(self.path, row.folder)
@@ -200,6 +200,8 @@ class Store:
 
         for topic in topics:
             problems += self._verify_topic(topic, count)
+        if progress is not None:
+            progress(total, total)  # what lies behind the last batch of a segment is no batch's
         return problems
 
     def _verify_topic(self, topic: Topic, count: Callable[[int], None]) -> list[Problem]:
@@ -279,9 +281,11 @@ class Store:
 
     def close(self) -> None:
         """Flushes and closes; safe to call twice and from several threads. Scans and tables made before stay valid."""
+        if os.getpid() != self._pid:  # before the lock, which another thread of the parent may have held at the fork
+            self.closed = True
+            return
         with self.lock:
-            if self.closed or os.getpid() != self._pid:
-                self.closed = True
+            if self.closed:
                 return
             self.closed = True
             topics = list(self._topics.values())

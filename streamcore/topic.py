@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from streamcore import schema as schemas
 from streamcore.append import ArrayAppend, append_arrays
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, check_durability, check_partitions
-from streamcore.errors import StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
+from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
 from streamcore.scan import Bound, Scan, plan_legs
 
 if TYPE_CHECKING:
@@ -357,7 +358,8 @@ class Topic:
         schemas.check_evolution(old, new)
         if new.equals(old, check_metadata=True):
             return row.schemas
-        return {**row.schemas, self._current + 1: new.serialize().to_pybytes()}
+        number = self._current + 1
+        return {**row.schemas, number: schemas.make_version(row.id, number, new).message}
 
     def add_partitions(self, total: int) -> None:
         """Grows the topic to `total` partitions. Keys are spread anew from then on, as in Apache Kafka."""
@@ -422,6 +424,7 @@ class Topic:
             if self._store.closed:
                 self._store.check_open()
             return core
+        self._store.check_open()  # before the lock: a forked child must not wait for a thread of its parent
         with self._store.lock:
             self._store.check_open()
             if self._core is None:
@@ -430,8 +433,11 @@ class Topic:
             return self._core
 
     def _new_core(self) -> _core.Topic:
-        folder = bytes(self._store.path / "topics" / self._row.folder)
+        path = self._store.path / "topics" / self._row.folder
+        folder = bytes(path)
         try:
+            if not path.is_dir():  # without this a reader would find no records
+                raise StorageError(errno.ENOENT, f"the folder of topic {self.name!r} is missing", str(path))
             core = _core.Topic(folder, self._store.mode == "rw", self._native_settings())
         except StorageError:
             if self._store.catalog.topic_by_id(self._row.id) is None:
@@ -465,25 +471,30 @@ class Topic:
                 self._refresh()
             except (StoreFormatError, TopicNotFoundError) as error:
                 if not self._refresh():
-                    raise self._explained(error) from None
+                    raise self.explained(error) from None
         raise StoreFormatError(f"topic {self.name!r} is changed by others all the time")
 
-    def _explained(self, error: Exception) -> Exception:
+    def explained(self, error: Exception) -> Exception:
+        """An error of the core with what only the topic knows: its name, and what a foreign file is."""
         if isinstance(error, TopicNotFoundError):
             return TopicNotFoundError(f"topic {self.name!r} was deleted")
-        if isinstance(error, StoreFormatError) and error.path is not None:
-            return StoreFormatError(f"{self._difference(error.path)} (file {error.path})", error.path)
+        if isinstance(error, StoreFormatError) and error.path is not None and not error.position:
+            difference = self._difference(error.path)
+            if difference is None:
+                damaged = "the segment does not begin with the Arrow schema that it must have"
+                return CorruptionError(damaged, error.path, error.offset, 0)
+            return StoreFormatError(f"{difference} (file {error.path})", error.path)
         return error
 
-    def _difference(self, path: str) -> str:
-        """Why a segment file is none of this topic."""
+    def _difference(self, path: str) -> str | None:
+        """Why a segment file is none of this topic; None when it is damaged, or no segment at all."""
         try:
             with Path(path).open("rb") as file:
                 found = schemas.read_segment_metadata(file.read(_SCHEMA_READ_BYTES))
         except OSError as error:
             return f"a segment cannot be read: {error}"
         if "streamcore.format" not in found:
-            return "a file with a segment's name does not begin with an Arrow schema of streamcore"
+            return None
         if found["streamcore.format"] != str(schemas.FORMAT_VERSION):
             ours = schemas.FORMAT_VERSION
             return (
@@ -491,10 +502,10 @@ class Topic:
             )
         if found.get("streamcore.topic") != self.id:
             return f"the segment belongs to the topic with the id {found.get('streamcore.topic')}, not to {self.id}"
-        return (
-            f"the segment is of partition {found.get('streamcore.partition')} and schema version "
-            f"{found.get('streamcore.schema_version')}, which do not fit its place"
-        )
+        partition, version = found.get("streamcore.partition"), found.get("streamcore.schema_version")
+        if partition == f"{int(Path(path).parent.name):010d}" and version in {str(number) for number in self._versions}:
+            return None
+        return f"the segment is of partition {partition} and schema version {version}, which do not fit its place"
 
     def _refresh_if_stale(self) -> None:
         if self._store.mode == "r":  # nobody tells a reader when there is no writer
@@ -502,7 +513,9 @@ class Topic:
             if signature != self._seen:
                 self._refresh()
                 self._seen = signature
-        elif self._core is not None and self._core.published_generation() != self._row.generation:
+        elif self._core is not None and (
+            self._core.published_generation() != self._row.generation or self._core.is_deleted()
+        ):
             self._refresh()
 
     def take_row(self, row: TopicRow) -> None:
@@ -541,10 +554,13 @@ class Topic:
             self._plan_fast_path()
 
     def _take_schemas(self, row: TopicRow) -> None:
-        for number, serialized in row.schemas.items():
+        for number, message in row.schemas.items():
             if number not in self._versions:
-                user = None if serialized is None else pa.ipc.read_schema(pa.py_buffer(serialized))
-                self._versions[number] = schemas.make_version(row.id, number, user)
+                try:
+                    self._versions[number] = schemas.version_of_message(number, message or b"")
+                except ValueError as error:
+                    damaged = f"schema {number} of topic {row.name!r} is damaged ({error})"
+                    raise CorruptionError(damaged, str(self._store.catalog.path)) from None
         self._current = max(self._versions)
 
     def _plan_fast_path(self) -> None:

@@ -276,7 +276,7 @@ def test_a_sound_store_verifies(shop: Shell) -> None:
 
 def test_a_changed_byte_is_found_and_ends_with_1(shop: Shell) -> None:
     with sc.open(shop.path) as store:
-        store.flush()
+        store.topic("raw").append([b"behind it"])  # damage at the very end would be a torn tail
         [segment] = store.topic("raw").segments()
     path = Path(segment.path)
     content = bytearray(path.read_bytes())

@@ -1,0 +1,444 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "os.h"
+#include "plain_topic.h"
+
+static char path[FOLDER_MAX];
+
+/* ---- a trace of what is synced ------------------------------------------------------------------------------- */
+
+enum { TRACES_MAX = 400, FDS_MAX = 1024 };
+
+typedef struct trace {
+    char file[FILE_MAX];
+    int64_t size;
+    bool writable; /* the file was opened for writing: otherwise Linux syncs nothing and does not say so */
+} trace;
+
+static struct sc_os_table real;
+static char name_of_fd[FDS_MAX][FILE_MAX];
+static struct mapped {
+    void *address;
+    trace what;
+} maps[TRACES_MAX];
+static trace synced[TRACES_MAX];
+static int map_count, synced_count;
+
+static int tracing_open(const char *file, int how)
+{
+    int fd = real.open(file, how);
+    if (fd >= 0 && fd < FDS_MAX)
+        snprintf(name_of_fd[fd], FILE_MAX, "%s", file);
+    return fd;
+}
+
+static void *tracing_map(int fd, size_t size, bool writable)
+{
+    void *address = real.map(fd, size, writable);
+    CHECK(map_count < TRACES_MAX);
+    struct mapped *mapped = &maps[map_count++];
+    *mapped = (struct mapped){.address = address};
+    mapped->what.size = (int64_t)size;
+    mapped->what.writable = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR;
+    snprintf(mapped->what.file, FILE_MAX, "%s", name_of_fd[fd]);
+    return address;
+}
+
+static int tracing_sync_map(void *address, size_t size)
+{
+    for (int i = map_count - 1; i >= 0; i--)
+        if (maps[i].address == address) {
+            CHECK(synced_count < TRACES_MAX && (int64_t)size <= maps[i].what.size);
+            synced[synced_count] = maps[i].what;
+            synced[synced_count++].size = (int64_t)size;
+            return real.sync_map(address, size);
+        }
+    check_fail(__FILE__, __LINE__, "sync of an address that was not mapped", "");
+    return -1;
+}
+
+static int tracing_sync(int fd)
+{
+    CHECK(synced_count < TRACES_MAX);
+    trace *one = &synced[synced_count++];
+    *one = (trace){.size = INT64_MAX, .writable = true};
+    snprintf(one->file, FILE_MAX, "%s", name_of_fd[fd]);
+    return real.sync(fd);
+}
+
+static void trace_syncs(void)
+{
+    sc_os_reset();
+    real = sc_os;
+    map_count = synced_count = 0;
+    sc_os.open = tracing_open;
+    sc_os.map = tracing_map;
+    sc_os.sync_map = tracing_sync_map;
+    sc_os.sync = tracing_sync;
+}
+
+/* How much of a file was synced, counted from its start; 0: nothing. */
+static int64_t synced_of(const char *file)
+{
+    int64_t most = 0;
+    for (int i = 0; i < synced_count; i++)
+        if (strcmp(synced[i].file, file) == 0 && synced[i].writable && synced[i].size > most)
+            most = synced[i].size;
+    return most;
+}
+
+static int64_t end_of_file_data(const char *file)
+{
+    found_batch batches[300];
+    int count = found_batches(file, batches, 300);
+    return batches[count - 1].position + batches[count - 1].header.total_size;
+}
+
+static int64_t durable_of(sc_topic *topic)
+{
+    sc_partition_info info;
+    sc_error error;
+    CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
+    return info.durable_offset;
+}
+
+/* ---- tests ------------------------------------------------------------------------------------------------- */
+
+static void test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor(void)
+{
+    folder_make(path);
+    char file[FILE_MAX], folder[FILE_MAX];
+    sc_error error;
+    segment_file(file, path, 0, 0);
+    snprintf(folder, sizeof folder, "%s/0", path);
+    sc_topic *topic = topic_open(path, true);
+    trace_syncs();
+    append_records(topic, 0, 0, 300);
+    CHECK_EQ(synced_count, 0);
+    CHECK_EQ(durable_of(topic), 0);
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    CHECK_EQ(durable_of(topic), 300);
+    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK(synced_of(folder) > 0 && synced_of(path) > 0);
+    trace_syncs();
+    append_records(topic, 0, 300, 300);
+    CHECK_OK(sc_topic_flush(topic, &error), error);
+    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK_EQ(synced_of(folder), 0); /* the names are known already */
+    trace_syncs();
+    CHECK_OK(sc_topic_flush(topic, &error), error);
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    CHECK_EQ(synced_count, 0);
+    sc_os_reset();
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void test_a_durable_append_is_synced_when_it_returns(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_error error;
+    char file[FILE_MAX];
+    segment_file(file, path, 0, 0);
+    for (int64_t i = 0; i < 5; i++) {
+        trace_syncs();
+        CHECK_OK(try_append(topic, 0, i * 50, 50, 10, true, &error), error);
+        CHECK_EQ(durable_of(topic), i * 50 + 50);
+        CHECK(synced_of(file) >= end_of_file_data(file));
+    }
+    sc_os_reset();
+    topic_close(topic);
+    folder_remove(path);
+}
+
+/* A segment was mapped for some other use while it was small, grew, and was sealed before the next flush. */
+static void test_a_flush_after_a_roll_covers_all_of_the_sealed_segment(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_segment_info info;
+    sc_error error;
+    append_records(topic, 0, 0, 10);
+    CHECK_OK(sc_partition_segment(topic, 0, 0, &info, &error), error);
+    int64_t end = 10;
+    char first[FILE_MAX], second[FILE_MAX];
+    segment_file(first, path, 0, 0);
+    for (int64_t base = 0; base == 0; end += 100) {
+        append_records(topic, 0, end, 100);
+        segment_file(second, path, 0, end);
+        base = file_exists(second) ? end : 0;
+    }
+    trace_syncs();
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    CHECK_EQ(durable_of(topic), end);
+    CHECK(synced_of(first) >= end_of_file_data(first) + SC_OPENING_SIZE);
+    CHECK(synced_of(second) >= end_of_file_data(second));
+    sc_os_reset();
+    CHECK_OK(sc_partition_segment(topic, 0, 0, &info, &error), error);
+    CHECK_EQ(info.end_offset, end - 100);
+    CHECK_EQ(info.count, end - 100);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+/* The same, where the segment was empty when it was mapped, and the batch that came larger than a segment. */
+static void test_a_batch_larger_than_its_mapping_is_found_and_synced(void)
+{
+    folder_make(path);
+    enum { SEGMENT = 8 << 10 };
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    sc_error error;
+    append_records(topic, 0, 0, 5);
+    check_records(topic, 0, 0, 5);
+    topic_close(topic);
+    sc_topic *reader = topic_open_with(path, true, SEGMENT);
+    check_records(reader, 0, 0, 5); /* maps 8 KiB */
+    topic = topic_open_with(path, true, 1 << 20);
+    append_records(topic, 0, 5, 1000);
+    topic_close(topic);
+    topic = topic_open_with(path, true, SEGMENT);
+    append_records(topic, 0, 1005, 5); /* seals it */
+    char file[FILE_MAX];
+    segment_file(file, path, 0, 1005);
+    CHECK(file_exists(file));
+    sc_segment_info info;
+    CHECK_OK(sc_partition_segment(reader, 0, 0, &info, &error), error);
+    CHECK_EQ(info.end_offset, 1005);
+    trace_syncs();
+    CHECK_OK(sc_partition_flush(reader, 0, &error), error);
+    sc_os_reset();
+    segment_file(file, path, 0, 0);
+    int64_t written = end_of_file_data(file);
+    CHECK(synced_of(file) == 0 || synced_of(file) >= written);
+    check_records(reader, 0, 0, 1010);
+    topic_close(topic);
+    topic_close(reader);
+    folder_remove(path);
+}
+
+static void check_sealed(const char *file)
+{
+    uint32_t marker[2];
+    int64_t end = end_of_file_data(file), size;
+    uint8_t *data = file_read(file, &size);
+    CHECK_EQ(size, (end + SC_OPENING_SIZE + 4095) / 4096 * 4096);
+    memcpy(marker, data + end, sizeof marker);
+    CHECK(marker[0] == SC_CONTINUATION && marker[1] == 0);
+    free(data);
+}
+
+/* Durable appends leave nothing to sync when a segment is sealed: its marker and its preallocated end must not be
+ * forgotten for that. */
+static void test_sealed_segments_are_finished_whatever_was_durable_before(void)
+{
+    for (int durable = 0; durable <= 1; durable++) {
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, 100 << 10);
+        sc_error error;
+        char file[FILE_MAX];
+        for (int64_t i = 0; i < 30; i++)
+            CHECK_OK(try_append(topic, 0, i * 100, 100, 100, durable, &error), error);
+        trace_syncs();
+        CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+        sc_os_reset();
+        sc_segment_info info;
+        int64_t n = 0;
+        for (; sc_partition_segment(topic, 0, n, &info, &error) == SC_OK && info.sealed; n++) {
+            check_sealed(info.path);
+            index_file(file, path, 0, info.base_offset);
+            CHECK(file_exists(file));
+        }
+        CHECK(n >= 3);
+        topic_close(topic);
+        check_log(path, 3000);
+        folder_remove(path);
+    }
+}
+
+static void test_closing_gives_the_preallocated_end_back(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    char file[FILE_MAX];
+    segment_file(file, path, 0, 0);
+    append_records(topic, 0, 0, 10);
+    CHECK(file_size(file) >= 64 << 10);
+    topic_close(topic);
+    CHECK_EQ(file_size(file), 4096);
+    int64_t size;
+    uint8_t *data = file_read(file, &size);
+    int64_t end = end_of_file_data(file);
+    CHECK(end + 8 <= size);
+    for (int64_t i = end; i < size; i++)
+        CHECK_EQ(data[i], 0);
+    free(data);
+    check_log(path, 10);
+    folder_remove(path);
+}
+
+/* The end of the log is so near the end of a page that eight zero bytes would not fit behind it. */
+static void test_a_closed_file_always_ends_its_stream_inside_the_file(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    char file[FILE_MAX];
+    segment_file(file, path, 0, 0);
+    int64_t end = 0;
+    do {
+        append_records(topic, 0, end, 1);
+        end++;
+    } while (end_of_file_data(file) % 4096 != 0);
+    topic_close(topic);
+    CHECK(file_size(file) >= end_of_file_data(file) + 8);
+    check_log(path, end);
+    folder_remove(path);
+}
+
+/* ---- failed syncs ------------------------------------------------------------------------------------------ */
+
+static int failing_sync_map(void *address, size_t size)
+{
+    (void)address, (void)size;
+    errno = EIO;
+    return -1;
+}
+
+static void test_a_failed_sync_poisons_the_partition_until_all_have_closed(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true), *other = topic_open(path, true);
+    sc_error error;
+    append_records(topic, 0, 0, 20);
+    append_records(topic, 1, 0, 20);
+    sc_os.sync_map = failing_sync_map;
+    CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_OS);
+    CHECK_EQ(error.number, EIO);
+    CHECK(strstr(error.path, ".arrows") != NULL);
+    sc_os_reset();
+    CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_POISONED); /* a failed sync is not retried */
+    CHECK_EQ(try_append(topic, 0, 20, 5, 5, false, &error), SC_POISONED);
+    CHECK_EQ(try_append(other, 0, 20, 5, 5, true, &error), SC_POISONED);
+    CHECK_EQ(durable_of(topic), 0);
+    check_records(topic, 0, 0, 20);
+    check_records(other, 0, 0, 20);
+    append_records(topic, 1, 20, 5);
+    CHECK_OK(sc_partition_flush(topic, 1, &error), error);
+    CHECK_EQ(sc_topic_close(topic, &error), SC_POISONED);
+    sc_topic_free(topic);
+    sc_topic *third = topic_open(path, true);
+    CHECK_EQ(try_append(third, 0, 20, 5, 5, false, &error), SC_POISONED);
+    topic_close(other);
+    topic_close(third);
+    check_log(path, 20);
+    folder_remove(path);
+}
+
+static void test_a_durable_append_whose_sync_fails_says_so(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_error error;
+    CHECK_OK(try_append(topic, 0, 0, 5, 5, true, &error), error);
+    sc_os.sync_map = failing_sync_map;
+    CHECK_EQ(try_append(topic, 0, 5, 5, 5, true, &error), SC_OS);
+    sc_os_reset();
+    CHECK_EQ(durable_of(topic), 5);
+    CHECK_EQ(try_append(topic, 0, 10, 5, 5, true, &error), SC_POISONED);
+    CHECK_EQ(sc_topic_close(topic, &error), SC_POISONED);
+    sc_topic_free(topic);
+    check_log(path, 10); /* not acknowledged, yet whole: the page cache has it */
+    folder_remove(path);
+}
+
+/* Another process has been told of the failure while our sync succeeded: what it dropped is not durable. */
+static sc_topic *poisoner;
+static int poisoning_sync_map(void *address, size_t size)
+{
+    sc_error error;
+    sc_os.sync_map = failing_sync_map;
+    CHECK_EQ(sc_partition_flush(poisoner, 0, &error), SC_OS);
+    sc_os_reset();
+    return sc_os.sync_map(address, size);
+}
+
+static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_error error;
+    poisoner = topic_open(path, true);
+    append_records(topic, 0, 0, 20);
+    sc_os.sync_map = poisoning_sync_map;
+    CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_POISONED);
+    CHECK_EQ(durable_of(topic), 0);
+    CHECK_EQ(sc_topic_close(topic, &error), SC_POISONED);
+    sc_topic_free(topic);
+    topic_close(poisoner);
+    folder_remove(path);
+}
+
+/* ---- group commit ------------------------------------------------------------------------------------------ */
+
+enum { FLUSHERS = 6 };
+static sc_topic *shared_topic;
+static atomic_int sync_calls;
+
+static int waiting_sync_map(void *address, size_t size)
+{
+    if (atomic_fetch_add(&sync_calls, 1) == 0)
+        for (int i = 0; end_of(shared_topic, 0) < FLUSHERS && i < 10000; i++)
+            usleep(1000);
+    return real.sync_map(address, size);
+}
+
+static void *flush_one(void *unused)
+{
+    sc_batch_input input = {.count = 1, .timestamp = 1};
+    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
+                        .expected_offset = -1, .durable = true};
+    sc_error error;
+    int64_t first, end;
+    CHECK_OK(sc_partition_append(shared_topic, 0, &append, &first, &end, &error), error);
+    CHECK(durable_of(shared_topic) >= end);
+    return unused;
+}
+
+static void test_appends_that_wait_together_share_one_sync(void)
+{
+    folder_make(path);
+    shared_topic = topic_open(path, true);
+    sc_os_reset();
+    real = sc_os;
+    sc_os.sync_map = waiting_sync_map;
+    pthread_t threads[FLUSHERS];
+    for (int i = 0; i < FLUSHERS; i++)
+        CHECK(pthread_create(&threads[i], NULL, flush_one, NULL) == 0);
+    for (int i = 0; i < FLUSHERS; i++)
+        pthread_join(threads[i], NULL);
+    CHECK(atomic_load(&sync_calls) <= 2);
+    sc_os_reset();
+    topic_close(shared_topic);
+    folder_remove(path);
+}
+
+int main(int argc, char **argv)
+{
+    RUN(test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor);
+    RUN(test_a_durable_append_is_synced_when_it_returns);
+    RUN(test_a_flush_after_a_roll_covers_all_of_the_sealed_segment);
+    RUN(test_a_batch_larger_than_its_mapping_is_found_and_synced);
+    RUN(test_sealed_segments_are_finished_whatever_was_durable_before);
+    RUN(test_closing_gives_the_preallocated_end_back);
+    RUN(test_a_closed_file_always_ends_its_stream_inside_the_file);
+    RUN(test_a_failed_sync_poisons_the_partition_until_all_have_closed);
+    RUN(test_a_durable_append_whose_sync_fails_says_so);
+    RUN(test_a_sync_that_overlapped_a_failed_one_promises_nothing);
+    RUN(test_appends_that_wait_together_share_one_sync);
+    return 0;
+}

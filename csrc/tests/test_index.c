@@ -1,0 +1,232 @@
+/* The index is a hint: whatever is in it, or is not, reads are right. */
+#include <errno.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "os.h"
+#include "plain_topic.h"
+#include "random_array.h"
+
+enum { SEGMENT = 200 << 10, END = 6000 };
+static char path[FOLDER_MAX], file[FILE_MAX];
+
+/* A closed log of several segments, each with an index of a few entries. */
+static void make_log(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    sc_error error;
+    for (int64_t i = 0; i < END; i += 100) {
+        append_records(topic, 0, i, 100);
+        if (i % 1000 == 0)
+            CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    }
+    topic_close(topic);
+    index_file(file, path, 0, 0);
+    CHECK(file_size(file) >= 64 + 2 * 32);
+}
+
+static int64_t count_in(sc_topic *topic, int64_t start, int64_t low, int64_t high)
+{
+    sc_range range = {0, start, END};
+    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = time_of(low),
+                               .max_timestamp = time_of(high) - 1, .limit = -1, .verify = true};
+    sc_scan *scan;
+    sc_batch batch;
+    sc_error error;
+    bool dense;
+    int64_t count = 0;
+    int code;
+    CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
+    while ((code = sc_scan_next(scan, &batch, &error)) == SC_OK) {
+        CHECK_OK(sc_batch_narrow_to_timestamps(&batch, options.min_timestamp, options.max_timestamp, &dense, &error),
+                 error);
+        CHECK(dense);
+        count += batch.row_count;
+    }
+    CHECK_EQ(code, SC_END);
+    sc_scan_free(scan);
+    return count;
+}
+
+static void check_reads(bool writable)
+{
+    sc_topic *topic = topic_open_with(path, writable, SEGMENT);
+    for (int64_t start = 0; start < END; start += 577)
+        check_records(topic, 0, start, start + 577 < END ? start + 577 : END);
+    CHECK_EQ(count_in(topic, 0, 1234, 4321), 4321 - 1234);
+    CHECK_EQ(count_in(topic, 0, 0, END), END);
+    sc_scan *scan;
+    sc_range range = {0, 100, END};
+    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX, .limit = -1};
+    sc_error error;
+    int64_t count;
+    CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
+    CHECK_OK(sc_scan_count(scan, &count, &error), error);
+    CHECK_EQ(count, END - 100);
+    sc_scan_free(scan);
+    topic_close(topic);
+}
+
+static void for_each_index(void (*change)(void))
+{
+    make_log();
+    sc_topic *topic = topic_open_with(path, false, SEGMENT);
+    sc_segment_info info;
+    sc_error error;
+    int64_t bases[32], count = 0;
+    for (; sc_partition_segment(topic, 0, count, &info, &error) == SC_OK; count++)
+        bases[count] = info.base_offset;
+    CHECK(count >= 4);
+    topic_close(topic);
+    for (int64_t i = 0; i < count; i++) {
+        index_file(file, path, 0, bases[i]);
+        if (file_exists(file))
+            change();
+    }
+    check_reads(false);
+    check_reads(true);
+    check_reads(true);
+    folder_remove(path);
+}
+
+static void change_nothing(void) {}
+static void remove_it(void) { CHECK(unlink(file) == 0); }
+static void empty_it(void) { file_truncate(file, 0); }
+static void cut_header(void) { file_truncate(file, 40); }
+static void cut_record(void) { file_truncate(file, 64 + 33); }
+
+static void flip_everywhere(void)
+{
+    int64_t size = file_size(file);
+    for (int64_t i = 0; i < size; i += 5)
+        file_flip(file, i);
+}
+
+static void fill_with_noise(void)
+{
+    uint8_t noise[5000];
+    for (size_t i = 0; i < sizeof noise; i++)
+        noise[i] = (uint8_t)random_below(256);
+    file_write(file, noise, sizeof noise);
+}
+
+static void test_reads_are_right_with_any_index(void)
+{
+    for_each_index(change_nothing);
+    for_each_index(remove_it);
+    for_each_index(empty_it);
+    for_each_index(cut_header);
+    for_each_index(cut_record);
+    for_each_index(flip_everywhere);
+    for_each_index(fill_with_noise);
+}
+
+/* A record of the index file as index.c has it, with a right checksum: such an index lies on purpose, or is of another file. */
+static void add_record(int64_t offset, int64_t position)
+{
+    uint8_t record[32] = {0};
+    memcpy(record, &offset, 8);
+    memcpy(record + 8, &position, 8);
+    uint32_t crc = sc_crc32c(0, record, 28);
+    memcpy(record + 28, &crc, 4);
+    int64_t size;
+    uint8_t *data = file_read(file, &size);
+    data = realloc(data, (size_t)size + 32);
+    CHECK(data != NULL);
+    memcpy(data + size, record, 32);
+    file_write(file, data, size + 32);
+    free(data);
+}
+
+static void add_lies(void)
+{
+    add_record(10, SCHEMA_SIZE + 64);
+    add_record(INT64_MAX, INT64_MAX);
+    add_record(INT64_MAX - 1, INT64_MAX - 63);
+    add_record(50, 1 << 20);
+    add_record(150, 4096 + 1);
+    for (int i = 0; i < 50; i++)
+        add_record(random_below(END), random_below(SEGMENT) / 64 * 64);
+}
+
+static void test_entries_that_lie_are_found_out(void)
+{
+    for_each_index(add_lies);
+}
+
+/* The same for the summary, but for what it promises of a sealed segment whose end it knows: that must be right. */
+static void lie_about_another_end(void)
+{
+    int64_t size, numbers[6];
+    uint8_t *data = file_read(file, &size);
+    memcpy(numbers, data + 16, sizeof numbers);
+    numbers[1] += 1;            /* end offset */
+    numbers[2] = 64;            /* size */
+    numbers[3] = 1;             /* count */
+    numbers[4] = INT64_MAX / 2; /* the earliest time */
+    numbers[5] = INT64_MAX / 2;
+    memcpy(data + 12, &(uint32_t){1}, 4);
+    memcpy(data + 16, numbers, sizeof numbers);
+    uint32_t crc = sc_crc32c(0, data + 12, 52);
+    memcpy(data + 8, &crc, 4);
+    file_write(file, data, size);
+    free(data);
+}
+
+static void test_a_summary_with_another_end_is_not_believed(void)
+{
+    for_each_index(lie_about_another_end);
+}
+
+static void test_a_writer_mends_the_index_and_a_reader_leaves_it(void)
+{
+    make_log();
+    index_file(file, path, 0, 0);
+    empty_it();
+    check_reads(false);
+    CHECK_EQ(file_size(file), 0);
+    check_reads(true);
+    CHECK(file_size(file) >= 64 + 32);
+    folder_remove(path);
+}
+
+static int refused_opens;
+static int (*real_open)(const char *name, int how);
+static int refusing_open(const char *name, int how)
+{
+    if (strstr(name, ".index") == NULL)
+        return real_open(name, how);
+    refused_opens++;
+    errno = EACCES;
+    return -1;
+}
+
+static void test_an_index_that_cannot_be_opened_costs_only_time(void)
+{
+    make_log();
+    real_open = sc_os.open;
+    sc_os.open = refusing_open;
+    check_reads(true);
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    for (int64_t i = END; i < END + 3000; i += 100)
+        append_records(topic, 0, i, 100);
+    topic_close(topic);
+    sc_os_reset();
+    CHECK(refused_opens > 0);
+    topic = topic_open_with(path, true, SEGMENT);
+    check_records(topic, 0, 0, END + 3000);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+int main(int argc, char **argv)
+{
+    RUN(test_reads_are_right_with_any_index);
+    RUN(test_entries_that_lie_are_found_out);
+    RUN(test_a_summary_with_another_end_is_not_believed);
+    RUN(test_a_writer_mends_the_index_and_a_reader_leaves_it);
+    RUN(test_an_index_that_cannot_be_opened_costs_only_time);
+    return 0;
+}

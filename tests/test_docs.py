@@ -1,0 +1,296 @@
+"""The documentation does what it says: its code runs, its commands answer as shown, its links lead somewhere.
+
+In a page, blocks run in their order, in an empty folder and one namespace per page:
+
+    ```python            runs; in `expression  # → text` the value's repr must be the text, `...` standing for anything
+    ```console           each line `$ command` runs in a shell; the lines below it must be what it prints
+    ```python norun      (or any other language) is only shown
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import doctest
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+
+import streamcore as sc
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPTIONAL = {"duckdb", "polars", "pandas", "nanoarrow"}
+COMMAND_TIMEOUT_S = 60
+
+_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_SOURCE = re.compile(r"`(?P<path>(?:csrc|streamcore|docs|bench|tests)/[\w./-]+\.(?:c|h|py|pyx|pxd|md|sh))`")
+
+
+class Block(NamedTuple):
+    language: str
+    body: str
+    line: int  # of its first line in the page, from 1
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in _FENCE.finditer(text):
+        info = found["info"].split()
+        if info and "norun" not in info:
+            yield Block(info[0], found["body"], text.count("\n", 0, found.start("body")) + 1)
+
+
+def matches(wanted: str, got: str) -> bool:
+    return doctest.OutputChecker().check_output(wanted + "\n", got + "\n", doctest.ELLIPSIS)
+
+
+# ---- python ----
+
+
+def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> None:
+    """Runs a block, statement by statement; the value of an expression with an arrow behind it is compared."""
+    lines = block.body.splitlines()
+    compared = 0
+    for node in ast.parse(block.body).body:
+        arrow = lines[node.end_lineno - 1].partition("# → ")[2].strip()
+        where = f"{name_of(page)}:{block.line + node.lineno - 1}"
+        ast.increment_lineno(node, block.line - 1)
+        if arrow and isinstance(node, ast.Expr):
+            compared += 1
+            value = eval(compile(ast.Expression(node.value), where, "eval"), namespace)
+            assert matches(arrow, repr(value)), f"{where}: the value is {value!r}"
+        else:
+            exec(compile(ast.Module([node], []), where, "exec"), namespace)
+    arrows = block.body.count("# → ")
+    assert compared == arrows, f"{name_of(page)}:{block.line}: arrows stand behind expressions that are not indented"
+
+
+# ---- commands ----
+
+
+def commands_of(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """The commands of a block, each with the lines that it prints; `> ` goes on with a command."""
+    command, printed = "", []
+    for line in block.body.splitlines():
+        if line.startswith("$ "):
+            if command:
+                yield command, printed
+            command, printed = line[2:], []
+        elif line.startswith("> ") and not printed:
+            command += "\n" + line[2:]
+        else:
+            printed.append(line)
+    if command:
+        yield command, printed
+
+
+def tidy(lines: list[str]) -> str:
+    """Lines without spaces at their ends, and without empty ones around them."""
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def run_console(block: Block, page: Path, environment: dict[str, str]) -> None:
+    for command, printed in commands_of(block):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        got, wanted = tidy(done.stdout.splitlines()), tidy(printed)
+        where = f"{name_of(page)}:{block.line}: $ {command}\n"
+        assert done.returncode == 0 or wanted, f"{where}ended with {done.returncode} and printed:\n{got}"
+        assert not wanted or matches(wanted, got), f"{where}printed:\n{got}"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of commands: `streamcore` is this interpreter's `python -m streamcore`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    command = folder / "streamcore"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m streamcore "$@"\n')
+    command.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMCORE_")}
+    return kept | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", "TZ": "UTC"}
+
+
+RUNNABLE = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks_of(page))]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+def test_the_code_of_a_page_runs_and_shows_what_it_says(
+    page: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks_of(page):
+        try:
+            if block.language == "python":
+                run_python(block, page, namespace)
+            elif block.language == "console":
+                if " sql " in block.body:
+                    pytest.importorskip("duckdb")
+                run_console(block, page, environment)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
+            pytest.skip(f"{name_of(page)} needs {error.name}")
+
+
+# ---- the example of the file format ----
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """docs/examples/read_segment.py as a module."""
+    spec = importlib.util.spec_from_file_location("read_segment", ROOT / "docs" / "examples" / "read_segment.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def mixed_topic(tmp_path: Path) -> Iterator[sc.Topic]:
+    """A plain topic of several segments, with all that a record may have, still open for writing."""
+    random = Random(7)
+    with sc.open(tmp_path / "store") as store:
+        topic = store.create_topic("mixed", segment_bytes=64 << 10)
+        for size in (1, 2, 63, 64, 65, 500):
+            values = [random.choice([None, b"", random.randbytes(random.randrange(300))]) for _ in range(size)]
+            keys = [random.choice([None, b"", random.randbytes(5)]) for _ in range(size)]
+            times = [random.randrange(-(1 << 40), 1 << 41) for _ in range(size)]
+            pairs = [None, {}, {"a": b"1"}, [("twice", b""), ("twice", None), ("\u00fc", b"\xff")]]
+            topic.append(values)
+            topic.append(values, keys=keys, timestamps=times)
+            topic.append(values, keys=keys, headers=[random.choice(pairs) for _ in range(size)])
+        topic.append_table(pa.table({"value": [b"x" * 100] * 70_000}))  # an append of two batches
+        yield topic
+
+
+def folder_of(topic: sc.Topic) -> Path:
+    return Path(topic.segments()[0].path).parent
+
+
+def test_the_example_reader_agrees_with_the_library(example: ModuleType, mixed_topic: sc.Topic) -> None:
+    mixed_topic.append([b"after the long append"])
+    segments = [segment for segment in mixed_topic.segments() if segment.size_bytes < 1 << 20]
+    assert len(segments) >= 4
+    assert not segments[-1].sealed
+    for segment in segments:
+        wanted = mixed_topic.scan(start=segment.base_offset, end=segment.end_offset)
+        rows = [(row.offset, row.timestamp_ms, row.key, row.value, row.headers) for row in wanted]
+        assert rows == list(example.read_segment(Path(segment.path)))
+
+
+def test_the_example_reader_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    with sc.open(tmp_path / "store") as store:
+        topic = store.create_topic("clicks", segment_bytes=64 << 10)
+        for number in range(40):
+            topic.append([b"%d" % number, None, b"\xff" * 3000], keys=[b"k", None, b""], timestamps=number)
+        folder = folder_of(topic)
+        assert len(topic.segments()) > 1
+        command = [sys.executable, "-I", "-S", str(ROOT / "docs" / "examples" / "read_segment.py"), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        printed = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["offset"] for row in printed] == [record.offset for record in topic.scan()]
+        assert printed[3] == {"offset": 3, "timestamp_ms": 1, "key": "k", "value": "1", "headers": []}
+        assert base64.b64decode(printed[5]["value"]["base64"]) == b"\xff" * 3000
+
+
+@pytest.mark.parametrize("place", [0, 6, 700, 768 + 100, 768 + 576, 768 + 576 + 6, 768 + 576 + 64, 768 + 704 + 5])
+def test_the_example_reader_notices_a_changed_byte(example: ModuleType, tmp_path: Path, place: int) -> None:
+    with sc.open(tmp_path / "store") as store:
+        topic = store.create_topic("clicks")
+        topic.append([b"/home"] * 20)
+        copy = tmp_path / Path(topic.segments()[0].path).name
+        data = bytearray(Path(topic.segments()[0].path).read_bytes())
+    data[place] ^= 4
+    copy.write_bytes(data)
+    if 8 <= place < 768:  # the schema message: the example does not compare it
+        assert len(list(example.read_segment(copy))) == 20
+    else:
+        with pytest.raises(example.FormatError):
+            list(example.read_segment(copy))
+
+
+def test_the_example_reader_refuses_what_it_does_not_know(example: ModuleType, tmp_path: Path) -> None:
+    with sc.open(tmp_path / "store") as store:
+        packed = store.create_topic("packed", compression="zstd")
+        packed.append([b"x" * 1000])
+        typed = store.create_topic("typed", schema=pa.schema([("a", pa.int64())]))
+        typed.append([{"a": 1}])
+        for topic, why in ((packed, "compressed"), (typed, "not a plain topic")):
+            with pytest.raises(example.FormatError, match=why):
+                list(example.read_partition(folder_of(topic)))
+
+
+# ---- pages that are written by scripts ----
+
+
+@pytest.mark.parametrize("script", ["generate_api.py", "generate_cli.py"])
+def test_generated_pages_are_fresh(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---- links ----
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    anchors: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        anchor = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        number = 0
+        while (unique := f"{anchor}-{number}" if number else anchor) in anchors:
+            number += 1
+        anchors.add(unique)
+    return anchors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    for found in _LINK.finditer(text):
+        target, _, anchor = found["target"].partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{name_of(page)} links to {target}, which is not there"
+        assert not anchor or anchor in anchors_of(file), f"{name_of(page)} links to {target}#{anchor}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_source_files_that_a_page_names_are_there(page: Path) -> None:
+    named = [found["path"] for found in _SOURCE.finditer(page.read_text(encoding="utf-8"))]
+    assert [path for path in named if not (ROOT / path).exists()] == []
