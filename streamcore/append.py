@@ -72,9 +72,7 @@ class ArrayAppend:
         for _, *arrays, _ in self.chunks:
             longest = max(_longest(array) for array in arrays)
             if longest > max_record_bytes:
-                raise RecordTooLargeError(
-                    f"a value of {longest} bytes is above max_record_bytes ({max_record_bytes})"
-                )
+                raise RecordTooLargeError(f"a value of {longest} bytes is above max_record_bytes ({max_record_bytes})")
 
     def drop_times(self) -> None:
         """Uses the log's time instead of the given ones."""

@@ -93,7 +93,8 @@ def arrow_times(array: pa.Array) -> Times:
         if finer is None:
             array = array.cast(pa.timestamp("ms", tz="UTC")).view(pa.int64())
         else:
-            return np.floor_divide(array.view(pa.int64()).to_numpy(zero_copy_only=False), finer)
+            stamps: Times = array.view(pa.int64()).to_numpy(zero_copy_only=False)
+            return np.floor_divide(stamps, finer)
     elif pa.types.is_integer(array.type):
         array = array.cast(pa.int64())
     else:

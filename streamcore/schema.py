@@ -75,9 +75,7 @@ def version_of_message(number: int, message: bytes) -> SchemaVersion:
     return SchemaVersion(number, user, whole.remove_metadata(), message, message.index(digits))
 
 
-def _segment_message(
-    file: pa.Schema, own: dict[bytes, bytes], topic_id: str, number: int
-) -> tuple[bytes, int]:
+def _segment_message(file: pa.Schema, own: dict[bytes, bytes], topic_id: str, number: int) -> tuple[bytes, int]:
     """The schema message at the start of each segment, padded so that the batches behind it are aligned.
 
     The ten digits of the partition are the only bytes in which the partitions of a topic differ.

@@ -273,12 +273,12 @@ static void test_a_lost_wake_up_delays_a_waiter_only_a_little(void)
     sc_topic *writer = topic_open(path, true), *other = topic_open(path, true);
     struct waiter waiter = {other, 0, 9};
     pthread_t thread;
+    sc_os.wake = no_wake; /* before there is a thread that could see the table change */
     start_waiters(&waiter, &thread, 1);
     usleep(30 * 1000);
-    sc_os.wake = no_wake;
     append_records(writer, 0, 0, 1);
-    sc_os_reset();
     pthread_join(thread, NULL);
+    sc_os_reset();
     CHECK_EQ(waiter.code, SC_OK);
     topic_close(writer);
     topic_close(other);
