@@ -225,7 +225,7 @@ static int create_segment(append_state *self, sc_error *error)
         (void)sc_os.unlink(temporary);
         return code;
     }
-    code = sc_partition_add_segment(self->partition, base_offset, error);
+    code = sc_partition_add_segment(self->partition, self->tail.segment_base, base_offset, error);
     if (code != SC_OK)
         return code;
     self->tail.segment_base = base_offset;

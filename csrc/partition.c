@@ -173,14 +173,15 @@ int sc_partition_list(sc_partition *partition, sc_error *error)
     return code;
 }
 
-int sc_partition_add_segment(sc_partition *partition, int64_t base_offset, sc_error *error)
+int sc_partition_add_segment(sc_partition *partition, int64_t previous_base, int64_t base_offset, sc_error *error)
 {
     char folder[SC_PATH_MAX];
     int code = sc_partition_folder(partition, folder, error);
     if (code != SC_OK)
         return code;
     pthread_mutex_lock(&partition->list_mutex);
-    if (!partition->listed) {
+    int64_t last = partition->segment_count > 0 ? partition->segments[partition->segment_count - 1]->base_offset : -1;
+    if (!partition->listed || last != previous_base) { /* other processes have made segments that we do not know */
         code = list_locked(partition, error);
     } else if (known_segment(partition, base_offset) == NULL) {
         sc_segment **grown =

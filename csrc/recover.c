@@ -147,11 +147,13 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
         return code == SC_FORMAT ? SC_OK : code; /* whether it matters is seen when it is walked */
     int64_t end, offset, unused = 0;
     code = file_size_of(self, segment, &end);
-    int64_t position = code == SC_OK ? sc_segment_seek(segment, mapping, INT64_MAX, end, &offset) : 0;
-    while (code == SC_OK) {
+    int64_t position = code == SC_OK ? sc_segment_seek(segment, mapping, INT64_MAX, end, &offset) : -1;
+    while (position >= 0) {
         sc_look look = sc_segment_look(mapping, position, end, false, &unused);
-        if (look.state != SC_BATCH_GOOD)
-            break;
+        if (look.state != SC_BATCH_GOOD) { /* what is behind damage tells the most */
+            position = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end, &look.header);
+            continue;
+        }
         sc_segment_note(segment, look.header.base_offset, position);
         *header = look.header;
         *found = true;

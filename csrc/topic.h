@@ -82,7 +82,7 @@ int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail
                      sc_error *error);
 /* Forgets a segment object, so that the file of that name is opened anew. */
 void sc_partition_forget(sc_partition *partition, int64_t base_offset);
-int sc_partition_add_segment(sc_partition *partition, int64_t base_offset, sc_error *error);
+int sc_partition_add_segment(sc_partition *partition, int64_t previous_base, int64_t base_offset, sc_error *error);
 void sc_partition_drop_after(sc_partition *partition, int64_t count);
 
 /* ---- recover.c ---- */

@@ -68,7 +68,7 @@ class ArrayAppend:
         return cls(chunks, version, None, targets)
 
     def check_sizes(self, max_record_bytes: int) -> None:
-        """Raises RecordTooLargeError. The core checks what it encodes, which may be too late: a part of it at a time."""
+        """Raises RecordTooLargeError. The core checks only what it encodes: a part at a time, perhaps too late."""
         for _, *arrays, _ in self.chunks:
             longest = max(_longest(array) for array in arrays)
             if longest > max_record_bytes:

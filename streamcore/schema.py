@@ -54,8 +54,8 @@ def make_version(topic_id: str, number: int, user: pa.Schema | None) -> SchemaVe
 
 
 def version_of_message(number: int, message: bytes) -> SchemaVersion:
-    """The version whose segments begin with this message, as the catalog keeps it: byte by byte, for the files of a topic
-    are recognised by it, and another version of Arrow may lay the same schema out differently.
+    """The version whose segments begin with this message, as the catalog keeps it: byte by byte, for the files of a
+    topic are recognised by it, and another version of Arrow may lay the same schema out differently.
 
     Raises ValueError when it is not one.
     """

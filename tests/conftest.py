@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import streamcore as sc
+
+# A process that a test starts in the repository must import what is installed, not the source folder without its extension.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 with contextlib.suppress(ImportError):
     import hypothesis

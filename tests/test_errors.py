@@ -134,9 +134,7 @@ def refused_calls(store: sc.Store) -> Iterator[Callable[[], Any]]:
     yield lambda: plain.scan(9)
 
 
-def test_refused_calls_change_nothing(
-    store: sc.Store, picture: Callable[[Path], dict[str, tuple[int, bytes]]]
-) -> None:
+def test_refused_calls_change_nothing(store: sc.Store, picture: Callable[[Path], dict[str, tuple[int, bytes]]]) -> None:
     store.create_topic("plain", partitions=3, max_record_bytes=100)
     store.create_topic("typed", 3, schema=pa.schema([("n", pa.int64()), ("s", pa.string())]), max_record_bytes=100)
     for topic in store.topics():

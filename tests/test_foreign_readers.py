@@ -143,7 +143,7 @@ def test_duckdb_queries_a_segment_through_an_arrow_reader(case: tuple[Path, pa.T
     duckdb = pytest.importorskip("duckdb")
     path, wanted = case
     with path.open("rb") as file:
-        segment = pa.ipc.open_stream(file)
+        segment = pa.ipc.open_stream(file)  # noqa: F841  # DuckDB finds it by its name
         found = duckdb.sql('select count(*), min("offset"), max("offset"), count(key), count(value) from segment')
         assert found.fetchall() == [
             (wanted.num_rows, 0, wanted.num_rows - 1, wanted.num_rows - wanted["key"].null_count,
@@ -236,16 +236,13 @@ def read_while_growing(path: str, per_call: int, mapped: bool, is_over: Callable
                 counts.append(whole_batches(source, per_call))
             except (OSError, pa.ArrowInvalid) as error:
                 # who maps a file maps it as long as it is then: a batch may begin there that ends behind it
-                assert mapped
-                assert "Expected to" in str(error)
-                assert Path(path).stat().st_size > size
+                if not mapped or "Expected to" not in str(error) or Path(path).stat().st_size <= size:
+                    raise
     return counts
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
-def test_a_reader_of_a_live_file_sees_whole_batches_and_never_fewer_than_before(
-    store_path: Path, mapped: bool
-) -> None:
+def test_a_reader_of_a_live_file_sees_whole_batches_and_never_fewer_than_before(store_path: Path, mapped: bool) -> None:
     records, per_call = 1_000_000, 250
     with sc.open(store_path) as store:
         store.create_topic("clicks").append([b"record %d" % (per_call - 1)] * per_call)

@@ -31,7 +31,9 @@ TIMES = st.integers(-1000, 1000)
 SCHEMAS = [
     pa.schema([("n", pa.int64()), ("s", pa.string())]),
     pa.schema([("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.int8()))]),
-    pa.schema([("x", pa.struct([("y", pa.bool_())])), ("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.int8()))]),
+    pa.schema(
+        [("x", pa.struct([("y", pa.bool_())])), ("n", pa.int64()), ("s", pa.string()), ("l", pa.list_(pa.int8()))]
+    ),
 ]
 ROWS = st.none() | st.fixed_dictionaries(
     {},
@@ -171,7 +173,15 @@ class StoreMachine(RuleBasedStateMachine):
             model.partitions[target].append(record)
 
     def hand_over(
-        self, topic: sc.Topic, model: Model, form: str, values: Any, keys: Any, times: Any, headers: Any, where: int | None
+        self,
+        topic: sc.Topic,
+        model: Model,
+        form: str,
+        values: Any,
+        keys: Any,
+        times: Any,
+        headers: Any,
+        where: int | None,
     ) -> None:
         kind = pa.binary() if model.schema is None else pa.struct(list(SCHEMAS[model.schema]))
         if form == "list":

@@ -1,4 +1,4 @@
-"""Scans: the right records for every bound, in order, as records, Arrow, frames and counts, reading only what is needed."""
+"""Scans: the right records for every bound, as records, Arrow, frames and counts, reading only what is needed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def test_a_mapping_chooses_partitions_and_their_bounds(many: tuple[sc.Topic, lis
 
 def test_a_mapping_may_mix_offsets_and_times(many: tuple[sc.Topic, list[sc.Record]]) -> None:
     topic, records = many
-    wanted = [r for r in records if (r.partition == 0 and r.timestamp_ms >= 900) or (r.partition == 1 and r.offset >= 7)]
+    wanted = [
+        r for r in records if (r.partition == 0 and r.timestamp_ms >= 900) or (r.partition == 1 and r.offset >= 7)
+    ]
     check_all_faces_agree(topic.scan(start={0: at(900), 1: 7}), wanted)
     wanted = [r for r in wanted if r.partition == 1 or r.timestamp_ms < 2000]
     check_all_faces_agree(topic.scan(start={0: at(900), 1: 7}, end={0: at(2000), 1: "latest"}), wanted)
@@ -188,7 +190,9 @@ def test_every_range_of_times_gives_exactly_its_records_also_out_of_order(
     for low, high in itertools.combinations_with_replacement(edges, 2):
         wanted = [r for r in records if low <= r.timestamp_ms < high]
         check_all_faces_agree(topic.scan(start=at(low), end=at(high)), wanted)
-    check_all_faces_agree(topic.scan(0, start=at(edges[2])), [r for r in records if r.partition == 0 and r.timestamp_ms >= edges[2]])
+    check_all_faces_agree(
+        topic.scan(0, start=at(edges[2])), [r for r in records if r.partition == 0 and r.timestamp_ms >= edges[2]]
+    )
     check_all_faces_agree(topic.scan(end=at(edges[3])), [r for r in records if r.timestamp_ms < edges[3]])
 
 
@@ -258,7 +262,9 @@ def test_the_schema_of_a_plain_topic(topic: sc.Topic) -> None:
     assert schema.field("key") == pa.field("key", pa.binary())
     assert schema.field("value") == pa.field("value", pa.binary())
     assert topic.scan().to_arrow().schema == schema
-    assert topic.scan(columns=["partition"]).schema.field("partition") == pa.field("partition", pa.int32(), nullable=False)
+    assert topic.scan(columns=["partition"]).schema.field("partition") == pa.field(
+        "partition", pa.int32(), nullable=False
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 19, 20, 21, 10_000])
@@ -338,7 +344,9 @@ def test_narrow_intersects_with_what_the_scan_has(many: tuple[sc.Topic, list[sc.
         scan.narrow(partitions={0, 2}, offsets=(5, None), timestamps_ms=(-100, 900)),
         [r for r in base if r.partition != 1 and r.offset >= 5 and -100 <= r.timestamp_ms < 900],
     )
-    narrowed = scan.narrow(timestamps_ms=(100, None)).narrow(timestamps_ms=(None, 2000)).narrow(timestamps_ms=(50, 1500))
+    narrowed = (
+        scan.narrow(timestamps_ms=(100, None)).narrow(timestamps_ms=(None, 2000)).narrow(timestamps_ms=(50, 1500))
+    )
     check_all_faces_agree(narrowed, [r for r in base if 100 <= r.timestamp_ms < 1500])
 
 
@@ -371,8 +379,10 @@ def test_polars_and_pandas_get_the_same_records(many: tuple[sc.Topic, list[sc.Re
 def test_duckdb_queries_a_scan_object(many: tuple[sc.Topic, list[sc.Record]]) -> None:
     duckdb = pytest.importorskip("duckdb")
     topic, records = many
-    scan = topic.scan(columns=["partition", "offset", "value"])
-    found = duckdb.sql('select partition, count(*), max("offset"), sum(octet_length(value)) from scan group by 1 order by 1')
+    scan = topic.scan(columns=["partition", "offset", "value"])  # noqa: F841  # DuckDB finds it by its name
+    found = duckdb.sql(
+        'select partition, count(*), max("offset"), sum(octet_length(value)) from scan group by 1 order by 1'
+    )
     assert found.fetchall() == [
         (p, sum(r.partition == p for r in records), max(r.offset for r in records if r.partition == p),
          sum(len(r.value) for r in records if r.partition == p))

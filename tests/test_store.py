@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 import sqlite3
 import threading
 import weakref
@@ -259,7 +258,7 @@ def test_opening_and_closing_leaves_no_descriptor_mapping_or_thread(store_path: 
     def held() -> tuple[int, int, int]:
         gc.collect()
         mapped = sum(str(store_path) in line for line in Path("/proc/self/maps").read_text().splitlines())
-        return len(os.listdir("/proc/self/fd")), mapped, threading.active_count()
+        return len(list(Path("/proc/self/fd").iterdir())), mapped, threading.active_count()
 
     with sc.open(store_path) as store:
         store.create_topic("clicks", partitions=3)
@@ -310,7 +309,24 @@ def test_an_unknown_topic_is_named_with_close_names(store: sc.Store) -> None:
 
 
 NAMES_GOOD = ["a", "A.b_c-9", "...", "a" * 249, "-", "_", "CON", "x.arrows", "..a"]
-NAMES_BAD = ["", ".", "..", "a/b", "../a", "/", "a\0b", "\0", "a b", "a\n", "ü", "a" * 250, "a" * 300, "a\\b", "a:b", "*"]
+NAMES_BAD = [
+    "",
+    ".",
+    "..",
+    "a/b",
+    "../a",
+    "/",
+    "a\0b",
+    "\0",
+    "a b",
+    "a\n",
+    "ü",
+    "a" * 250,
+    "a" * 300,
+    "a\\b",
+    "a:b",
+    "*",
+]
 
 
 @pytest.mark.parametrize("name", NAMES_GOOD)
@@ -388,9 +404,7 @@ def test_all_settings_are_kept(store: sc.Store) -> None:
     with sc.open(store.path) as again:
         assert again.topic("clicks").config == topic.config
     defaults = store.create_topic("defaults").config
-    assert defaults == sc.TopicConfig(
-        None, None, "delete", "none", "create", 1 << 30, None, 64 << 20, None
-    )
+    assert defaults == sc.TopicConfig(None, None, "delete", "none", "create", 1 << 30, None, 64 << 20, None)
 
 
 def test_deleting_a_topic_removes_its_files_and_its_name(store: sc.Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def test_segments_describe_the_files_in_order(store: sc.Store) -> None:
     first = [s for s in segments if s.partition == 0]
     assert len(first) > 3
     assert first[0].base_offset == 0
-    assert all(a.end_offset == b.base_offset for a, b in zip(first, first[1:], strict=False))
+    assert all(a.end_offset == b.base_offset for a, b in itertools.pairwise(first))
     assert first[-1].end_offset == 80
     assert [s.sealed for s in first] == [True] * (len(first) - 1) + [False]
     for segment in segments:
@@ -335,6 +336,30 @@ def test_a_schema_that_another_handle_widened_holds_for_the_next_append(store: s
     assert [r.value for r in mine.scan()] == [
         {"a": 1, "b": None}, {"a": 2, "b": None}, {"a": 3, "b": "x"}, {"a": 4, "b": "y"},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", ["nothing", "empty", "some"])
+def test_a_handle_knows_the_segments_that_others_made_when_it_rolls_itself(store: sc.Store, known: str) -> None:
+    mine = store.create_topic("clicks", segment_bytes=SMALL_SEGMENT)
+    with sc.open(store.path) as other_store:
+        other = other_store.topic("clicks")
+        if known == "some":
+            mine.append([b"mine" * 5000])
+        if known != "nothing":
+            assert mine.scan().count() == len(mine.segments())
+        for _ in range(3):
+            for _ in range(5):
+                other.append([b"other" * 6000], timestamps=1)
+            for _ in range(3):
+                mine.append([b"mine" * 15_000], timestamps=1000)
+            total = mine.partitions[0].end_offset
+            mine.flush()
+            assert mine.partitions[0].durable_offset == total
+            for topic in (mine, other):
+                assert topic.scan().count() == total
+                assert topic.scan().to_arrow()["offset"].to_pylist() == list(range(total))
+                assert sum(segment.count for segment in topic.segments()) == total
+                assert topic.scan().narrow(timestamps_ms=(1, 2)).count() % 5 == 0
 
 
 # ---- waiting ----------------------------------------------------------------------------------------------------

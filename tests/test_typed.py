@@ -108,7 +108,9 @@ def test_every_type_comes_back(store: sc.Store, name: str, compression: str) -> 
     for shape in ("whole", "sliced", "no nulls", "all null", "empty then full"):
         column = column_of(name, shape)
         count = len(column)
-        topic.append_table(pa.table({"x": column, "before": pa.array(range(count), pa.int32()), "after": ["y"] * count}))
+        topic.append_table(
+            pa.table({"x": column, "before": pa.array(range(count), pa.int32()), "after": ["y"] * count})
+        )
         wanted += column.to_pylist()
     table = topic.scan().to_arrow()
     table.validate(full=True)
@@ -266,7 +268,9 @@ def test_keyed_records_of_a_typed_topic_are_spread_like_those_of_a_plain_one(sto
 
 
 def test_fields_named_like_the_columns_of_a_record_belong_to_the_value(store: sc.Store) -> None:
-    schema = pa.schema([("key", pa.int64()), ("value", pa.string()), ("timestamp", pa.float64()), ("offset", pa.int8())])
+    schema = pa.schema(
+        [("key", pa.int64()), ("value", pa.string()), ("timestamp", pa.float64()), ("offset", pa.int8())]
+    )
     topic = store.create_topic("typed", schema=schema)
     rows = [{"key": 1, "value": "v", "timestamp": 0.5, "offset": 7}]
     topic.append(rows)
@@ -278,7 +282,9 @@ def test_fields_named_like_the_columns_of_a_record_belong_to_the_value(store: sc
 
 
 def test_field_names_may_have_dots_and_odd_characters(store: sc.Store) -> None:
-    schema = pa.schema([("a.b", pa.int8()), ("a", pa.struct([("b", pa.int16()), ("b.c", pa.int32())])), ("ü /", pa.bool_())])
+    schema = pa.schema(
+        [("a.b", pa.int8()), ("a", pa.struct([("b", pa.int16()), ("b.c", pa.int32())])), ("ü /", pa.bool_())]
+    )
     topic = store.create_topic("typed", schema=schema)
     row = {"a.b": 1, "a": {"b": 2, "b.c": 3}, "ü /": True}
     topic.append([row])
@@ -287,9 +293,7 @@ def test_field_names_may_have_dots_and_odd_characters(store: sc.Store) -> None:
     assert topic.scan(columns=["value.a"]).to_arrow()["value.a"].to_pylist() == [{"b": 2, "b.c": 3}]
 
 
-@pytest.mark.parametrize(
-    "index", [pa.int8(), pa.uint32(), pa.int64()], ids=["int8", "uint32", "int64"]
-)
+@pytest.mark.parametrize("index", [pa.int8(), pa.uint32(), pa.int64()], ids=["int8", "uint32", "int64"])
 def test_dictionary_arrays_are_decoded(store: sc.Store, index: pa.DataType) -> None:
     schema = pa.schema([("s", pa.dictionary(index, pa.string())), ("n", pa.int32()), ("l", pa.list_(pa.string())),
                         ("t", pa.struct([("x", pa.string())])), ("v", pa.string_view())])  # fmt: skip
@@ -424,7 +428,11 @@ NO_FIT: dict[str, tuple[Any, Any, str]] = {
     "str": ("abc", TypeError, "values is str"),
     "none": (None, TypeError, "values is NoneType"),
     "int": (5, TypeError, "values is int"),
-    "arrow type": (pa.array([{"magnitude": 1, "id": 1}]), TypeError, "'magnitude' is int64; the topic's schema has double"),
+    "arrow type": (
+        pa.array([{"magnitude": 1, "id": 1}]),
+        TypeError,
+        "'magnitude' is int64; the topic's schema has double",
+    ),
     "arrow width": (pa.array([{"id": 1}], pa.struct([("id", pa.int32())])), TypeError, "'id' is int32;.*int64"),
     "arrow unknown": (pa.array([{"id": 1, "colour": 2}]), ValueError, "'colour' is not in.*magnitude, place, id"),
     "arrow missing": (pa.array([{"magnitude": 1.0}]), ValueError, "'id'.*missing"),
@@ -456,7 +464,8 @@ def test_values_that_do_not_fit_are_refused_with_the_column_and_both_types(quake
         (pa.date32(), pa.date64()), (pa.binary(3), pa.binary(4)), (pa.binary(), pa.string()),
         (pa.list_(pa.int8()), pa.list_(pa.int16())), (pa.struct([("a", pa.int8())]), pa.struct([("b", pa.int8())])),
         (pa.struct([("a", pa.int8())]), pa.struct([("a", pa.int8()), ("b", pa.int8())])), (pa.bool_(), pa.int8()),
-        (pa.list_(pa.int8(), 2), pa.list_(pa.int8(), 3)), (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int16())),
+        (pa.list_(pa.int8(), 2), pa.list_(pa.int8(), 3)),
+        (pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.int16())),
         (pa.duration("s"), pa.int64()),
     ],
     ids=str,
@@ -699,7 +708,9 @@ def test_typed_columns_go_to_polars_pandas_and_duckdb(store: sc.Store) -> None:
     scan = topic.scan(columns=["value.magnitude", "value.place"])
     assert scan.to_polars()["value.magnitude"].sum() == pytest.approx(495)
     assert scan.to_pandas()["value.magnitude"].sum() == pytest.approx(495)
-    assert duckdb.sql('select "value.place", count(*) from scan where "value.magnitude" > 5 group by 1 order by 1').fetchall()
+    assert duckdb.sql(
+        'select "value.place", count(*) from scan where "value.magnitude" > 5 group by 1 order by 1'
+    ).fetchall()
     whole = topic.scan()
     assert duckdb.sql("select sum(value.id) from whole").fetchall() == [(4950,)]
     assert len(whole.to_pandas()) == 101
@@ -726,7 +737,10 @@ LEAVES: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
     (pa.timestamp("us"), st.datetimes()),
     (pa.timestamp("us", "UTC"), st.datetimes().map(lambda t: t.replace(tzinfo=dt.UTC))),
     (pa.duration("us"), st.timedeltas(dt.timedelta(-100_000), dt.timedelta(100_000))),
-    *((kind, st.text(st.characters(codec="utf-8"), max_size=30)) for kind in (pa.string(), pa.large_string(), pa.string_view())),
+    *(
+        (kind, st.text(st.characters(codec="utf-8"), max_size=30))
+        for kind in (pa.string(), pa.large_string(), pa.string_view())
+    ),
     *((kind, st.binary(max_size=30)) for kind in (pa.binary(), pa.large_binary(), pa.binary_view())),
     (pa.binary(3), st.binary(min_size=3, max_size=3)),
 ]

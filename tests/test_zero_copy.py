@@ -1,4 +1,4 @@
-"""Zero copy: the buffers of what a scan hands out are the mapped files, and stay valid whatever happens to the store."""
+"""Zero copy: the buffers that a scan hands out are the mapped files, and stay valid whatever happens to the store."""
 
 from __future__ import annotations
 
@@ -90,9 +90,13 @@ def test_a_polars_frame_shares_the_numbers_of_the_file(store: sc.Store) -> None:
 
 @linux
 def test_every_buffer_is_aligned_to_64_bytes(store: sc.Store) -> None:
-    topic = store.create_topic("typed", schema=pa.schema([("n", pa.int8()), ("s", pa.string()), ("v", pa.string_view())]))
+    topic = store.create_topic(
+        "typed", schema=pa.schema([("n", pa.int8()), ("s", pa.string()), ("v", pa.string_view())])
+    )
     for count in (1, 3, 100):
-        topic.append([{"n": 1, "s": "ab", "v": "a long string that is not inlined"}, None] * count, keys=[b"k", None] * count)
+        topic.append(
+            [{"n": 1, "s": "ab", "v": "a long string that is not inlined"}, None] * count, keys=[b"k", None] * count
+        )
     for batch in topic.scan().batches():
         for column in batch.columns:
             for buffer in buffers_of(column):

@@ -96,9 +96,7 @@ def read_on_while_it_is_cut(channel: Channel, store_path: str, mode: str, size: 
 def test_iterating_on_over_a_segment_that_was_cut_is_an_error_and_not_a_signal(
     size: int, verify: bool, mode: str, log: Log, children: ForkServer
 ) -> None:
-    child = children.start(
-        read_on_while_it_is_cut, store_path=str(log.store_path), mode=mode, size=size, verify=verify
-    )
+    child = children.start(read_on_while_it_is_cut, store_path=str(log.store_path), mode=mode, size=size, verify=verify)
     assert child.wait() == 0, f"status {child.status}: {child.failure()}"
     ((result, _),) = child.said("RESULT")
     assert result in ("StorageError", "CorruptionError")

@@ -32,7 +32,6 @@ SECTOR = 512
 Figures = collections.Counter[str]
 
 
-
 class Shape(NamedTuple):
     """How many calls come before the flush and after it, and how many percent of the states are of this path."""
 
