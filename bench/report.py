@@ -116,15 +116,17 @@ def missed_goals(entries: list[dict[str, Any]]) -> str:
         if not missed:
             continue
         figures = "; ".join(f"{goal['what']}: {goal['measured']:.3g} {goal['unit']}" for goal in missed)
-        lines.append(f"**{entry['question']}** ({figures}). {findings.get(finding_key(entry), 'Not profiled yet.')}\n")
+        lines.append(f"**{entry['question']}** ({figures}). {finding_of(entry, findings)}\n")
     if len(lines) == 1:
         lines.append("Every goal is met in this run.\n")
     return "\n".join(lines)
 
 
-def finding_key(entry: dict[str, Any]) -> str:
-    """The question without its sizes, so that a finding serves all of them."""
-    return str(entry["question"]).split(" (")[0]
+def finding_of(entry: dict[str, Any], findings: dict[str, str]) -> str:
+    """What was found for the question: findings are named by how a question begins, without its sizes."""
+    question = str(entry["question"])
+    fitting = [name for name in findings if question.startswith(name)]
+    return findings[max(fitting, key=len)] if fitting else "Not profiled yet."
 
 
 def growth(entries: list[dict[str, Any]]) -> str:

@@ -9,10 +9,13 @@ It reads click's objects, not click's help text, so that the page does not depen
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
+sys.path.insert(0, str(Path(__file__).parent))
 from generate_api import cell, publish
 
 from streamcore.cli import cli

@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ class TopicRow:
     schemas: dict[int, bytes | None]
 
 
+def _enter_wal_mode(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait for others here, whatever the timeout: several processes may make a store at once."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 class Catalog:
     """The catalog of one store. Used by one process; threads exclude each other."""
 
@@ -115,7 +129,7 @@ class Catalog:
             except BaseException:
                 connection.close()
                 raise
-            connection.execute("pragma journal_mode = wal")
+            _enter_wal_mode(connection)
             connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = on")
             connection.execute("begin immediate")

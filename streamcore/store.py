@@ -127,6 +127,7 @@ class Store:
             raise
         with self.lock:
             self._topics[row.id] = topic
+        topic.open()  # makes its state file: readers that come before the first append wait on it
         return topic
 
     def topic(self, name: str) -> Topic:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import streamcore as sc
 
-# A process that a test starts in the repository must import what is installed, not the source folder without its extension.
+# A process that a test starts in the repository imports what is installed, not the source without its extension.
 os.environ["PYTHONSAFEPATH"] = "1"
 
 with contextlib.suppress(ImportError):
@@ -51,6 +53,23 @@ def store(store_path: Path) -> Iterator[sc.Store]:
 def topic(store: sc.Store) -> sc.Topic:
     """A plain topic with one partition."""
     return store.create_topic("clicks")
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sc.Store]:
+    """One store for tests that need no more than a topic: opening a store takes several waits for the drive."""
+    with sc.open(tmp_path_factory.mktemp("shared") / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_topic(shared_store: sc.Store) -> Callable[..., sc.Topic]:
+    """make_topic(partitions, schema, **settings): a topic with a name of its own in the shared store."""
+
+    def make(*arguments: Any, **settings: Any) -> sc.Topic:
+        return shared_store.create_topic(f"topic-{uuid.uuid4().hex}", *arguments, **settings)
+
+    return make
 
 
 @pytest.fixture
