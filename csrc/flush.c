@@ -52,10 +52,10 @@ static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tai
             code = sc_fail_os(error, "cannot look at a segment", segment->path);
         length = stat.size;
     }
-    if (code == SC_OK && (data = sc_os.map(fd, (size_t)length, true)) == NULL)
+    if (code == SC_OK && length > 0 && (data = sc_os.map(fd, (size_t)length, true)) == NULL)
         code = sc_fail_os(error, "cannot map a segment to sync it", segment->path);
     sc_os.close(fd);
-    if (code == SC_OK && sc_os.sync_map(data, (size_t)length) != 0)
+    if (data != NULL && sc_os.sync_map(data, (size_t)length) != 0)
         code = poison(partition, "cannot sync a segment", segment->path, error);
     if (data != NULL)
         sc_os.unmap(data, (size_t)length);
