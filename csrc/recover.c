@@ -42,6 +42,8 @@ typedef struct place {
     int64_t segment, position, offset;
     bool in_append; /* the batch before this place belongs to an append that goes on */
     int64_t append_position, append_offset;
+    bool behind_damage; /* nothing good was found yet behind a damaged place */
+    int64_t damage_position, damage_offset;
     bool sealed;
     int64_t file_size;
 } place;
@@ -269,9 +271,10 @@ static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, 
 
 static void pass(place *at, const sc_header *header)
 {
-    if (!at->in_append) {
-        at->append_position = at->position;
-        at->append_offset = at->offset;
+    if (!at->in_append) { /* an append that is not whole, right behind damage: then nothing good follows the damage */
+        at->append_position = at->behind_damage ? at->damage_position : at->position;
+        at->append_offset = at->behind_damage ? at->damage_offset : at->offset;
+        at->behind_damage = false;
     }
     at->in_append = (header->flags & SC_FLAG_CONTINUED) != 0;
     at->position += header->total_size;
@@ -331,6 +334,9 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         at->in_append = false;
         if (later_segment != at->segment)
             return SC_OK; /* damaged up to the end of this segment: readers will say so */
+        at->behind_damage = true;
+        at->damage_position = at->position;
+        at->damage_offset = at->offset;
         at->position = later_position;
         at->offset = later.base_offset;
     }
