@@ -203,8 +203,9 @@ int sc_partition_flush(sc_topic *topic, uint32_t number, sc_error *error)
 /* ---- closing ----------------------------------------------------------------------------------------------- */
 
 /* Cuts the active segment behind its end. Eight zero bytes stay, so that a reader of any kind still sees the end of the
- * stream inside the file. */
-static int cut_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
+ * stream inside the file. The new size is published before the cut: who is killed in between leaves a file that is longer
+ * than it must be, never one that others store behind the end of. */
+static int cut_tail(sc_partition *partition, sc_slot *slot, sc_tail *tail, sc_error *error)
 {
     int64_t size = page_ceiling(tail->end_position + SC_OPENING_SIZE), next_base;
     sc_segment *segment;
@@ -213,11 +214,11 @@ static int cut_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
         sc_segment_release(segment);
         return code;
     }
+    tail->allocated = size;
+    sc_slot_publish(slot, tail);
     int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0 || sc_os.truncate(fd, size) != 0)
         code = sc_fail_os(error, "cannot give back the preallocated end of a segment", segment->path);
-    else
-        tail->allocated = size;
     if (fd >= 0)
         sc_os.close(fd);
     sc_segment_release(segment);
@@ -236,10 +237,8 @@ int sc_partition_trim(sc_partition *partition, sc_error *error)
     if (code != SC_OK)
         return code;
     sc_writer_close(&partition->writer);
-    if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed) {
-        code = cut_tail(partition, &tail, error);
-        sc_slot_publish(slot, &tail);
-    }
+    if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed)
+        code = cut_tail(partition, slot, &tail, error);
     sc_partition_unlock(partition);
     return code;
 }

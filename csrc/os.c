@@ -353,31 +353,43 @@ int sc_os_sync_folder(const char *path)
     return result;
 }
 
-void sc_os_boot_id(uint8_t id[16])
+#if defined(__APPLE__)
+static bool read_boot_id(char text[37])
 {
-    memset(id, 0, 16);
-#if defined(__linux__)
-    char text[37] = {0};
+    size_t size = 37;
+    return sysctlbyname("kern.bootsessionuuid", text, &size, NULL, 0) == 0 && size >= 36;
+}
+#elif defined(__linux__)
+static bool read_boot_id(char text[37])
+{
     int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return;
+        return false;
     ssize_t got = read(fd, text, 36);
     close(fd);
-    if (got != 36)
+    return got == 36;
+}
+#else
+static bool read_boot_id(char text[37])
+{
+    (void)text;
+    return false;
+}
+#endif
+
+void sc_os_boot_id(uint8_t id[16])
+{
+    char text[37] = {0};
+    memset(id, 0, 16);
+    if (!read_boot_id(text))
         return;
-    for (int at = 0, digit = 0; at < 36; at++) {
+    for (int at = 0, digit = 0; at < 36 && digit < 32; at++) {
         if (text[at] == '-')
             continue;
         int value = text[at] <= '9' ? text[at] - '0' : (text[at] | 32) - 'a' + 10;
         id[digit / 2] = (uint8_t)(id[digit / 2] << 4 | value);
         digit++;
     }
-#elif defined(__APPLE__)
-    struct timeval boot;
-    size_t size = sizeof boot;
-    if (sysctlbyname("kern.boottime", &boot, &size, NULL, 0) == 0)
-        memcpy(id, &boot, sizeof boot < 16 ? sizeof boot : 16);
-#endif
 }
 
 /* ---- forks ------------------------------------------------------------------------------------------------- */

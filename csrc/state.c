@@ -8,6 +8,7 @@
 #include "os.h"
 
 enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_PARTITION = 1 << 20, PAGE = 4096 };
+static const uint8_t unknown_boot[16];
 static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
 
 static int64_t size_for(uint32_t partitions)
@@ -164,12 +165,16 @@ bool sc_state_is_same_boot(const sc_state *state, uint32_t partition)
     if (!state->writable && !has_slot(state, partition))
         return false;
     sc_os_boot_id(boot_id);
-    return memcmp(sc_state_slot(state, partition)->boot_id, boot_id, sizeof boot_id) == 0;
+    return memcmp(boot_id, unknown_boot, sizeof boot_id) == 0 || /* then nothing is cut that might be damage */
+           memcmp(sc_state_slot(state, partition)->boot_id, boot_id, sizeof boot_id) == 0;
 }
 
 void sc_state_set_boot(sc_state *state, uint32_t partition)
 {
-    sc_os_boot_id(sc_state_slot(state, partition)->boot_id);
+    uint8_t boot_id[16];
+    sc_os_boot_id(boot_id);
+    if (memcmp(boot_id, unknown_boot, sizeof boot_id) != 0)
+        memcpy(sc_state_slot(state, partition)->boot_id, boot_id, sizeof boot_id);
 }
 
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error)

@@ -38,8 +38,14 @@ static void hear(int fd)
     CHECK(read(fd, &byte, 1) == 1);
 }
 
-static void tell_parent(void) { tell(pipe_up[1]); }
-static void hear_parent(void) { hear(pipe_down[0]); }
+static void tell_parent(void)
+{
+    tell(pipe_up[1]);
+}
+static void hear_parent(void)
+{
+    hear(pipe_down[0]);
+}
 
 static child start(void (*run)(void))
 {
@@ -115,8 +121,8 @@ static void test_a_process_that_only_reads_notices_forks_and_faults_too(void)
     finish(&other, false);
     char file[FILE_MAX];
     sc_range range = {0, 0, 100};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1};
+    sc_scan_options options = {
+        .ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX, .limit = -1};
     sc_scan *scan;
     sc_batch batch;
     sc_rows rows;
@@ -184,8 +190,12 @@ static void append_numbered(void)
         }
         sc_batch_input inputs[] = {{.count = 1, .values = values, .timestamp = 1},
                                    {.count = 2, .values = values + 1, .timestamp = 1}};
-        sc_append append = {.batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION,
-                            .expected_offset = -1, .durable = i % 50 == 7};
+        sc_append append = {.batches = inputs,
+                            .batch_count = 2,
+                            .schema_version = 1,
+                            .generation = GENERATION,
+                            .expected_offset = -1,
+                            .durable = i % 50 == 7};
         sc_error error;
         CHECK_OK(sc_partition_append(topic, 0, &append, &first, &end, &error), error);
         CHECK_EQ(end - first, 3);
@@ -198,8 +208,12 @@ static void check_numbered(int64_t end, int64_t *next_of)
 {
     sc_topic *topic = topic_open_with(path, true, 16 << 10);
     sc_range range = {0, 0, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_rows rows;
@@ -365,7 +379,9 @@ static void append_until_killed(void)
     int64_t end = end_of(topic, 0);
     random_seed((uint64_t)end);
     for (;;) {
-        int64_t count = 1 + random_below(60), each = 1 + random_below(40);
+        bool large = random_below(6) == 0; /* written by another path than small ones */
+        int64_t count = large ? 600 + random_below(600) : 1 + random_below(60),
+                each = count / 50 + 1 + random_below(40);
         sc_error error;
         CHECK_OK(try_append(topic, 0, end, count, each, random_below(10) == 0, &error), error);
         end += count;
@@ -478,8 +494,8 @@ static void test_a_handle_from_before_a_fork_is_refused_and_harms_nobody(void)
     forked_reader = topic_open(path, false);
     append_records(forked_topic, 0, 0, 10);
     sc_range range = {0, 0, 10};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1};
+    sc_scan_options options = {
+        .ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX, .limit = -1};
     sc_error error;
     CHECK_OK(sc_scan_open(forked_topic, &options, &forked_scan, &error), error);
     child other = start(use_after_fork);
@@ -520,6 +536,37 @@ static void test_a_child_does_not_inherit_locks(void)
     folder_remove(path);
 }
 
+/* ---- closing ------------------------------------------------------------------------------------------------ */
+
+static int cut_and_die(int fd, int64_t size)
+{
+    CHECK(ftruncate(fd, (off_t)size) == 0);
+    raise(SIGKILL);
+    return -1;
+}
+
+static void append_and_die_while_closing(void)
+{
+    sc_topic *topic = topic_open(path, true);
+    append_records(topic, 0, 0, 100);
+    sc_os.truncate = cut_and_die;
+    topic_close(topic);
+}
+
+static void test_killed_while_it_cuts_the_preallocated_end_a_writer_harms_no_other(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    child other = start(append_and_die_while_closing);
+    char nothing;
+    CHECK(read(other.from, &nothing, 1) == 0); /* it is dead */
+    finish(&other, true);
+    append_records(topic, 0, 100, 300);
+    check_records(topic, 0, 0, 400);
+    topic_close(topic);
+    check_log(path, 400);
+}
+
 int main(int argc, char **argv)
 {
     RUN(test_a_process_that_only_reads_notices_forks_and_faults_too);
@@ -528,6 +575,7 @@ int main(int argc, char **argv)
     RUN(test_a_killed_process_gives_its_lock_back_at_once);
     RUN(test_an_append_that_was_killed_is_cleared_by_the_next_one);
     RUN(test_the_log_of_a_killed_only_writer_is_found_whole);
+    RUN(test_killed_while_it_cuts_the_preallocated_end_a_writer_harms_no_other);
     RUN(test_killed_at_any_moment_every_acknowledged_append_is_there);
     RUN(test_a_waiter_is_woken_by_another_process);
     RUN(test_a_handle_from_before_a_fork_is_refused_and_harms_nobody);
