@@ -238,6 +238,27 @@ static int create_segment(append_state *self, sc_error *error)
     return SC_OK;
 }
 
+/* Stores through the writer's mapping. A page that cannot be read in, or that somebody cut off the file, is an error and
+ * not a signal. */
+static int store_guarded(append_state *self, void (*store)(void *), sc_error *error)
+{
+    sc_writer *writer = &self->partition->writer;
+    char path[SC_PATH_MAX];
+    if (sc_os_read_mapped(writer->data, (size_t)writer->size, store, self))
+        return SC_OK;
+    sc_writer_close(writer);
+    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
+    errno = EIO;
+    return code == SC_OK ? sc_fail_os(error, "cannot write to a segment that is mapped", path) : code;
+}
+
+static void store_end_marker(void *context)
+{
+    append_state *self = context;
+    uint64_t *at = (uint64_t *)(void *)(self->partition->writer.data + self->tail.end_position);
+    __atomic_store_n(at, END_MARKER, __ATOMIC_RELEASE);
+}
+
 /* Writes the end marker: nothing is appended to this file again. A flush syncs it and cuts its tail. */
 static int seal_segment(append_state *self, sc_error *error)
 {
@@ -247,7 +268,9 @@ static int seal_segment(append_state *self, sc_error *error)
         code = open_writer(self, end + SC_OPENING_SIZE, error);
     if (code != SC_OK)
         return code;
-    __atomic_store_n((uint64_t *)(void *)(self->partition->writer.data + end), END_MARKER, __ATOMIC_RELEASE);
+    code = store_guarded(self, store_end_marker, error);
+    if (code != SC_OK)
+        return code;
     self->tail.sealed = 1;
     sc_slot_publish(self->slot, &self->tail);
     sc_writer_close(&self->partition->writer);
@@ -344,8 +367,9 @@ static void store_opening(append_state *self, int64_t position, const sc_encodin
 }
 
 /* Lays out each batch where it will lie. */
-static void store_batches(append_state *self)
+static void store_batches(void *context)
 {
+    append_state *self = context;
     int64_t position = self->tail.end_position, offset = self->tail.end_offset;
     for (int64_t i = 0; i < self->request->batch_count; i++) {
         sc_encoding *encoding = &self->encodings[i];
@@ -356,6 +380,12 @@ static void store_batches(append_state *self)
         position += encoding->total_size;
         offset += encoding->input->count;
     }
+}
+
+static void store_first_opening(void *context)
+{
+    append_state *self = context;
+    store_opening(self, self->tail.end_position, &self->encodings[0]);
 }
 
 void sc_scratch_free(sc_scratch *scratch)
@@ -466,13 +496,14 @@ static int append_locked(append_state *self, sc_error *error)
     atomic_store(&self->slot->dirty, 1); /* stays so when a write fails: the next append then clears what is there */
     if (self->total_size >= WRITE_SIZE_MIN) {
         code = write_batches(self, error);
-        if (code != SC_OK)
-            return code;
     } else {
         populate(self, end);
-        store_batches(self);
+        code = store_guarded(self, store_batches, error);
     }
-    store_opening(self, self->tail.end_position, &self->encodings[0]);
+    if (code == SC_OK)
+        code = store_guarded(self, store_first_opening, error);
+    if (code != SC_OK)
+        return code;
     note_batches(self);
     self->tail.end_position = end;
     self->tail.end_offset += self->record_count;

@@ -388,6 +388,9 @@ typedef struct guarded {
     sc_rows *rows; /* of rows */
     const int64_t *times;   /* of narrowing */
     int64_t min_timestamp, max_timestamp, first, last, wanted;
+    sc_rows *copy; /* of copying */
+    void *memory;
+    int64_t size;
 } guarded;
 
 static int run_guarded(guarded *call, void (*function)(void *))
@@ -504,6 +507,102 @@ int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error)
     if (!batch->layout->plain)
         return sc_fail(error, SC_INVALID, "the values of a typed topic are not bytes");
     return run_guarded(&call, read_rows);
+}
+
+enum { COPIED_ROWS_MAX = 1024, COPIED_BYTES_MAX = 64 << 10 };
+
+static int64_t bytes_of_rows(const sc_rows *rows, int64_t first, int64_t end)
+{
+    return (int64_t)rows->key_ends[end] - rows->key_ends[first] + rows->value_ends[end] - rows->value_ends[first];
+}
+
+/* Which rows fit, and what memory they need. */
+static void plan_copy(void *context)
+{
+    guarded *call = context;
+    const sc_rows *rows = call->rows;
+    int64_t low = call->wanted, high = call->last;
+    if (high > low + COPIED_ROWS_MAX)
+        high = low + COPIED_ROWS_MAX;
+    low++; /* at least one row */
+    while (low < high) {
+        int64_t middle = high - (high - low) / 2;
+        if (bytes_of_rows(rows, call->first, middle) <= COPIED_BYTES_MAX)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    call->last = low;
+    call->size = (low - call->first) * 24 + 2 * 8 + 2 * 8 + (low - call->first) / 4 + bytes_of_rows(rows, call->first, low);
+    call->code = SC_OK;
+}
+
+static void copy_bytes(uint8_t **to, const uint8_t *validity, const int32_t *ends, const uint8_t *bytes, int64_t first,
+                       int64_t count, const uint8_t **validity_copy, const uint8_t **bytes_copy)
+{
+    int64_t start = ends[first], size = (int64_t)ends[first + count] - start;
+    *validity_copy = validity == NULL ? NULL : *to;
+    if (validity != NULL) {
+        memcpy(*to, validity + first / 8, (size_t)(count + 7) / 8);
+        *to += (count + 7) / 8;
+    }
+    *bytes_copy = *to;
+    memcpy(*to, bytes + start, (size_t)size);
+    *to += size;
+}
+
+static int32_t *copy_ends(uint8_t **to, const int32_t *ends, int64_t first, int64_t count)
+{
+    int32_t *made = (int32_t *)(void *)*to;
+    for (int64_t i = 0; i <= count; i++)
+        made[i] = ends[first + i] - ends[first];
+    *to += (count + 1) * 4;
+    return made;
+}
+
+static int64_t *copy_numbers(uint8_t **to, const int64_t *numbers, int64_t first, int64_t count)
+{
+    int64_t *made = (int64_t *)(void *)*to;
+    memcpy(made, numbers + first, (size_t)count * 8);
+    *to += count * 8;
+    return made;
+}
+
+static void copy_rows(void *context)
+{
+    guarded *call = context;
+    const sc_rows *rows = call->rows;
+    sc_rows *copy = call->copy;
+    uint8_t *to = call->memory;
+    int64_t first = call->first, count = call->last - call->first;
+    copy->count = count;
+    copy->offsets = copy_numbers(&to, rows->offsets, first, count);
+    copy->timestamps = copy_numbers(&to, rows->timestamps, first, count);
+    copy->key_ends = copy_ends(&to, rows->key_ends, first, count);
+    copy->value_ends = copy_ends(&to, rows->value_ends, first, count);
+    copy_bytes(&to, rows->key_validity, rows->key_ends, rows->keys, first, count, &copy->key_validity, &copy->keys);
+    copy_bytes(&to, rows->value_validity, rows->value_ends, rows->values, first, count, &copy->value_validity,
+               &copy->values);
+    call->code = SC_OK;
+}
+
+int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int64_t *end, sc_rows *copy, void **memory,
+                 sc_error *error)
+{
+    sc_rows from = *rows;
+    guarded call = {.self = {.batch = batch, .error = error}, .rows = &from, .copy = copy, .first = first / 8 * 8,
+                    .wanted = first, .last = *end};
+    int code = run_guarded(&call, plan_copy);
+    if (code != SC_OK)
+        return code;
+    void *grown = realloc(*memory, (size_t)call.size);
+    if (grown == NULL)
+        return sc_fail_memory(error);
+    *memory = call.memory = grown;
+    code = run_guarded(&call, copy_rows);
+    copy->keys_size = copy->values_size = call.size;
+    *end = call.last;
+    return code;
 }
 
 static void find_times(void *context)

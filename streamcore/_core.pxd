@@ -208,6 +208,7 @@ cdef extern from "streamcore.h" nogil:
         const uint8_t *values
 
     int sc_batch_rows(const sc_batch *, sc_rows *, sc_error *)
+    int sc_rows_copy(const sc_batch *, const sc_rows *, int64_t, int64_t *, sc_rows *, void **, sc_error *)
 
     uint32_t sc_crc32c(uint32_t, const void *, size_t)
     uint32_t sc_murmur2(const void *, size_t)

@@ -9,6 +9,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from streamcore._core cimport *
@@ -437,12 +438,16 @@ cdef class Records:
     cdef Scan scan
     cdef object decode
     cdef object decoded
-    cdef sc_rows rows
+    cdef sc_batch batch  # that `rows` are of
+    cdef sc_rows rows  # in the mapped file
+    cdef sc_rows copy  # of rows [copied, copy_end), which no read error can touch any more
+    cdef void *memory
     cdef sc_mapping *mapping
-    cdef int64_t row, end, left
+    cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
 
     def __dealloc__(self):
+        free(self.memory)
         if self.mapping != NULL:
             sc_mapping_release(self.mapping)
 
@@ -462,6 +467,8 @@ cdef class Records:
         if found.codec == 0 and not found.has_headers and sc_batch_rows(found, &self.rows, &error) == SC_OK:
             sc_mapping_retain(found.mapping)
             self.mapping = found.mapping
+            self.batch = found[0]
+            self.copy_end = 0
             self.row = found.first_row
             self.end = found.first_row + found.row_count
             self.filtered = not dense
@@ -481,19 +488,33 @@ cdef class Records:
                     return found
                 self.decoded = None
             while self.row < self.end:
-                row = self.row
+                if self.row >= self.copy_end:
+                    self.copy_rows()
+                row = self.row - self.copied
                 self.row += 1
-                if self.filtered and not self.scan.low <= self.rows.timestamps[row] <= self.scan.high:
+                if self.filtered and not self.scan.low <= self.copy.timestamps[row] <= self.scan.high:
                     continue
                 self.left -= 1
                 return self.make(row)
             if not self.fill():
                 raise StopIteration
 
+    cdef int copy_rows(self) except -1:
+        """Takes the next rows of the batch out of the file."""
+        cdef sc_error error
+        self.copy_end = self.end
+        cdef int code = sc_rows_copy(
+            &self.batch, &self.rows, self.row, &self.copy_end, &self.copy, &self.memory, &error)
+        if code != SC_OK:
+            self.copy_end = 0
+        check(code, &error)
+        self.copied = self.row // 8 * 8
+        return 0
+
     cdef Record make(self, int64_t row):
         cdef Record record = Record.__new__(Record)
-        cdef sc_rows *rows = &self.rows
-        record.partition = <int>self.scan.batch.partition
+        cdef sc_rows *rows = &self.copy
+        record.partition = <int>self.batch.partition
         record.offset = rows.offsets[row]
         record.timestamp_ms = rows.timestamps[row]
         record.headers = ()

@@ -97,8 +97,9 @@ def _enter_wal_mode(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("pragma journal_mode = wal")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -126,10 +127,10 @@ class Catalog:
             )
             try:
                 self._check_ours(connection)
+                _enter_wal_mode(connection)
             except BaseException:
                 connection.close()
                 raise
-            _enter_wal_mode(connection)
             connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = on")
             connection.execute("begin immediate")

@@ -394,6 +394,8 @@ def _prepare_folder(path: Path, mode: Mode) -> None:
             path.mkdir(parents=True, exist_ok=True)
             (path / "topics").mkdir(exist_ok=True)
             _sync_folder(path)
+            for left in (path / "topics").glob(_DELETED_PREFIX + "*"):  # by a process that died while it deleted
+                shutil.rmtree(left, ignore_errors=True)
         elif not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
     except (FileExistsError, NotADirectoryError):

@@ -20,6 +20,12 @@ TEXTS_AS_BYTES = [None if text is None else text.encode() for text in TEXTS]
 UTC = dt.UTC
 
 
+@pytest.fixture
+def topic(make_topic: Callable[..., sc.Topic]) -> sc.Topic:
+    """A plain topic with one partition."""
+    return make_topic()
+
+
 def values_of(topic: sc.Topic, **bounds: Any) -> list[Any]:
     return [record.value for record in topic.scan(**bounds)]
 
@@ -505,8 +511,10 @@ def murmur2(data: bytes) -> int:
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 7, 16, 1000])
 @pytest.mark.parametrize("form", ["list", "arrow", "table", "compressed"])
-def test_keyed_records_go_where_kafka_would_put_them(store: sc.Store, partitions: int, form: str) -> None:
-    topic = store.create_topic("keyed", partitions, compression="lz4" if form == "compressed" else "none")
+def test_keyed_records_go_where_kafka_would_put_them(
+    make_topic: Callable[..., sc.Topic], partitions: int, form: str
+) -> None:
+    topic = make_topic(partitions, compression="lz4" if form == "compressed" else "none")
     keys = [*KAFKA_MURMUR2, b"", *(b"k" * n for n in range(1, 9)), b"\xff" * 5]
     hashes = [KAFKA_MURMUR2.get(key, murmur2(key)) for key in keys]
     assert all(murmur2(key) == value & 0xFFFFFFFF for key, value in KAFKA_MURMUR2.items())
@@ -724,9 +732,9 @@ def test_what_is_no_table_of_records_is_refused(
 @pytest.mark.parametrize("what", ["value", "key"])
 @pytest.mark.parametrize("form", ["list", "arrow", "large", "view", "table"])
 def test_a_record_above_max_record_bytes_is_refused_with_its_whole_call(
-    store: sc.Store, compression: str, what: str, form: str
+    make_topic: Callable[..., sc.Topic], compression: str, what: str, form: str
 ) -> None:
-    topic = store.create_topic("small", partitions=3, max_record_bytes=100, compression=compression)
+    topic = make_topic(partitions=3, max_record_bytes=100, compression=compression)
     kinds = {"large": pa.large_binary(), "view": pa.binary_view()}
     long = [b"x"] * 20 + [b"x" * 101] + [b"x"] * 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import sqlite3
@@ -253,16 +254,23 @@ def test_a_forgotten_store_is_closed_when_its_appends_are_flushed(
         assert store.topic("clicks").scan().count() == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_opening_and_closing_leaves_no_descriptor_mapping_or_thread(store_path: Path) -> None:
-    def held() -> tuple[int, int, int]:
-        gc.collect()
-        mapped = sum(str(store_path) in line for line in Path("/proc/self/maps").read_text().splitlines())
-        return len(list(Path("/proc/self/fd").iterdir())), mapped, threading.active_count()
+def held_of(folder: Path) -> tuple[int, int]:
+    """Open descriptors and mappings of files in a folder."""
+    gc.collect()
+    open_files = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            open_files += str(descriptor.readlink()).startswith(str(folder))
+    mapped = sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+    return open_files, mapped
 
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_opening_and_closing_leaves_no_descriptor_and_no_mapping(store_path: Path) -> None:
     with sc.open(store_path) as store:
         store.create_topic("clicks", partitions=3)
-    before = held()
+    del store
+    assert held_of(store_path) == (0, 0)
     for _ in range(5):
         with sc.open(store_path) as store:
             topic = store.topic("clicks")
@@ -271,11 +279,21 @@ def test_opening_and_closing_leaves_no_descriptor_mapping_or_thread(store_path: 
             assert topic.scan().count() > 0
             list(topic.scan())
             topic.scan().to_arrow()
+            assert held_of(store_path) > (0, 0)
         with sc.open(store_path, mode="r") as store:
             store.topic("clicks").scan().to_arrow()
             list(store.topic("clicks").scan())
         del topic, store
-    assert all(now <= then for now, then in zip(held(), before, strict=True))
+        assert held_of(store_path) == (0, 0)
+
+
+def test_closing_ends_the_thread_that_flushes(store_path: Path) -> None:
+    with sc.open(store_path) as store:
+        before = set(threading.enumerate())
+        store.create_topic("clicks").append([b"v"])
+        started = [thread for thread in set(threading.enumerate()) - before if thread.name == "streamcore-flush"]
+        assert len(started) == 1
+    assert not started[0].is_alive()
 
 
 # ---- topics -----------------------------------------------------------------------------------------------------

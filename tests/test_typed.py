@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,10 @@ def column_of(name: str, shape: str) -> pa.Array:
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_every_type_comes_back(store: sc.Store, name: str, compression: str) -> None:
+def test_every_type_comes_back(make_topic: Callable[..., sc.Topic], name: str, compression: str) -> None:
     kind, _ = TYPES[name]
     schema = pa.schema([("before", pa.int32()), ("x", kind), ("after", pa.string())])
-    topic = store.create_topic("typed", schema=schema, compression=compression)
+    topic = make_topic(schema=schema, compression=compression)
     assert topic.schema == schema
     wanted = []
     for shape in ("whole", "sliced", "no nulls", "all null", "empty then full"):
@@ -130,9 +131,11 @@ def test_every_type_comes_back(store: sc.Store, name: str, compression: str) -> 
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("compression", ["none", "lz4"])
-def test_every_type_comes_back_beside_null_structs(store: sc.Store, name: str, compression: str) -> None:
+def test_every_type_comes_back_beside_null_structs(
+    make_topic: Callable[..., sc.Topic], name: str, compression: str
+) -> None:
     kind, _ = TYPES[name]
-    topic = store.create_topic("typed", schema=pa.schema([("x", kind)]), compression=compression)
+    topic = make_topic(schema=pa.schema([("x", kind)]), compression=compression)
     column = column_of(name, "whole")
     mask = np.array([i % 3 == 1 for i in range(len(column))])
     structs = pa.StructArray.from_arrays([column], ["x"], mask=pa.array(mask))
@@ -154,9 +157,9 @@ def test_every_type_comes_back_beside_null_structs(store: sc.Store, name: str, c
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name not in ("interval",)])
-def test_every_type_may_come_as_dicts(store: sc.Store, name: str) -> None:
+def test_every_type_may_come_as_dicts(make_topic: Callable[..., sc.Topic], name: str) -> None:
     kind, (first, second) = TYPES[name]
-    topic = store.create_topic("typed", schema=pa.schema([("x", kind), ("n", pa.int64())]))
+    topic = make_topic(schema=pa.schema([("x", kind), ("n", pa.int64())]))
     topic.append([{"x": first, "n": 1}, None, {"n": 2}, {"x": second}, {"x": None, "n": None}, {}])
     wanted = pa.array([first, None, second, None, None], kind).to_pylist()
     found = [r.value for r in topic.scan()]
@@ -218,8 +221,8 @@ ROWS = [{"magnitude": 1.5, "place": "x", "id": 1}, {"magnitude": None, "place": 
 
 
 @pytest.fixture
-def quakes(store: sc.Store) -> sc.Topic:
-    return store.create_topic("quakes", schema=QUAKES, partitions=2)
+def quakes(make_topic: Callable[..., sc.Topic]) -> sc.Topic:
+    return make_topic(schema=QUAKES, partitions=2)
 
 
 def test_dicts_structs_tables_and_frames_are_taken(quakes: sc.Topic) -> None:
@@ -330,8 +333,10 @@ LAYOUT_CASES = [(stored, given) for stored, others in LAYOUTS for given in other
 
 
 @pytest.mark.parametrize(("stored", "given"), LAYOUT_CASES, ids=[f"{a} from {b}" for a, b in LAYOUT_CASES])
-def test_other_layouts_of_the_same_type_are_taken(store: sc.Store, stored: pa.DataType, given: pa.DataType) -> None:
-    topic = store.create_topic("typed", schema=pa.schema([("x", stored)]))
+def test_other_layouts_of_the_same_type_are_taken(
+    make_topic: Callable[..., sc.Topic], stored: pa.DataType, given: pa.DataType
+) -> None:
+    topic = make_topic(schema=pa.schema([("x", stored)]))
     if pa.types.is_map(stored):
         values: list[Any] = [[("a", b"b")], None]
     elif pa.types.is_nested(stored):
@@ -470,8 +475,10 @@ def test_values_that_do_not_fit_are_refused_with_the_column_and_both_types(quake
     ],
     ids=str,
 )  # fmt: skip
-def test_no_type_is_converted_into_another(store: sc.Store, stored: pa.DataType, given: pa.DataType) -> None:
-    topic = store.create_topic("typed", schema=pa.schema([("x", stored)]))
+def test_no_type_is_converted_into_another(
+    make_topic: Callable[..., sc.Topic], stored: pa.DataType, given: pa.DataType
+) -> None:
+    topic = make_topic(schema=pa.schema([("x", stored)]))
     with pytest.raises(TypeError, match="'x' is ") as info:
         topic.append_table(pa.table({"x": pa.nulls(3, given)}))
     assert str(given) in str(info.value)

@@ -27,7 +27,8 @@ static int64_t end_at(const void *ends, bool large, int64_t row)
     return large ? ((const int64_t *)ends)[row] : ((const int32_t *)ends)[row];
 }
 
-/* All that a consumer may read of an array without judging single offsets and views: the last one of `whole` is checked. */
+/* All that a consumer may read of an array without judging single offsets and views: the last one of `whole` is
+ * checked. */
 static void touch_array(const sc_layout *layout, int32_t index, const struct ArrowArray *array, bool whole)
 {
     const sc_field *field = &layout->fields[index];
@@ -56,10 +57,12 @@ static void touch_array(const sc_layout *layout, int32_t index, const struct Arr
 
 static void export_all(const sc_batch *batch)
 {
-    static const sc_column columns[] = {{.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4},
-                                        {.column = SC_COLUMN_PARTITION}};
-    static const sc_column nested[] = {{.column = 3, .depth = 1, .path = {0}}, {.column = 3, .depth = 1, .path = {2}},
-                                       {.column = 3, .depth = 1, .path = {4}}, {.column = 3, .depth = 2, .path = {7, 1}}};
+    static const sc_column columns[] = {{.column = 0}, {.column = 1}, {.column = 2},
+                                        {.column = 3}, {.column = 4}, {.column = SC_COLUMN_PARTITION}};
+    static const sc_column nested[] = {{.column = 3, .depth = 1, .path = {0}},
+                                       {.column = 3, .depth = 1, .path = {2}},
+                                       {.column = 3, .depth = 1, .path = {4}},
+                                       {.column = 3, .depth = 2, .path = {7, 1}}};
     struct ArrowArray array;
     sc_error error;
     int64_t exported = 0;
@@ -94,6 +97,18 @@ static void read_rows(const sc_batch *batch)
         touch(rows.keys + rows.key_ends[i], rows.key_ends[i + 1] - rows.key_ends[i]);
         touch(rows.values + rows.value_ends[i], rows.value_ends[i + 1] - rows.value_ends[i]);
     }
+    void *memory = NULL;
+    sc_rows copy;
+    for (int64_t first = batch->first_row, end; first < rows.count; first = end) {
+        end = rows.count;
+        if (sc_rows_copy(batch, &rows, first, &end, &copy, &memory, &error) != SC_OK || end <= first)
+            __builtin_trap();
+        int64_t last = end - 1 - first / 8 * 8;
+        touch(copy.offsets, (last + 1) * 8);
+        touch(copy.keys, copy.key_ends[last + 1]);
+        touch(copy.values, copy.value_ends[last + 1]);
+    }
+    free(memory);
 }
 
 static void use_batch(const sc_header *header, const uint8_t *message, const sc_layout *layout, const uint8_t *options)
@@ -104,10 +119,16 @@ static void use_batch(const sc_header *header, const uint8_t *message, const sc_
     uint16_t numbers[2];
     memcpy(numbers, options + 1, sizeof numbers);
     atomic_init(&mapping.references, 1);
-    sc_batch batch = {.message = message, .message_size = header->total_size, .base_offset = header->base_offset,
-                      .last_offset = header->last_offset, .record_count = header->record_count,
-                      .min_timestamp = header->min_timestamp, .max_timestamp = header->max_timestamp,
-                      .flags = header->flags, .layout = layout, .mapping = &mapping};
+    sc_batch batch = {.message = message,
+                      .message_size = header->total_size,
+                      .base_offset = header->base_offset,
+                      .last_offset = header->last_offset,
+                      .record_count = header->record_count,
+                      .min_timestamp = header->min_timestamp,
+                      .max_timestamp = header->max_timestamp,
+                      .flags = header->flags,
+                      .layout = layout,
+                      .mapping = &mapping};
     batch.first_row = header->record_count > 0 ? numbers[0] % header->record_count : 0;
     batch.row_count = numbers[1] % (header->record_count - batch.first_row + 1);
     if (numbers[0] == 0)

@@ -1,6 +1,6 @@
 /*
- * Bytes as the index files of two segments, a sealed and an active one. The segments are sound: whatever the indexes say, every
- * read gives the right records.
+ * Bytes as the index files of two segments, a sealed and an active one. The segments are sound: whatever the indexes
+ * say, every read gives the right records.
  *
  * Options: 0: bit 0 give the entries right checksums, bit 1 only the first index; 1, 2: where the first index ends.
  */

@@ -15,5 +15,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         sum += sc_metadata_buffer(&found, i).length & 1;
     for (int64_t i = 0; i < found.variadic_count; i++)
         sum += sc_metadata_variadic(&found, i) & 1;
+    (void)sum;
     return 0;
 }

@@ -1,7 +1,7 @@
 /*
  * Bytes as segment files behind a valid schema message: opened for reading, then for writing (which recovers them),
- * scanned, verified, appended to, closed and opened again. Whatever is in the files, an append behind them that succeeded
- * must be readable, and opening again must find the same end.
+ * scanned, verified, appended to, closed and opened again. Whatever is in the files, an append behind them that
+ * succeeded must be readable, and opening again must find the same end.
  *
  * Options: 0: bit 0 the machine went down, bit 1 leave the checksums, bit 2 two segments, bit 3 the typed layout,
  * bit 4 no zeros behind the bytes, bit 5 the second segment is not behind a schema message;
@@ -92,10 +92,15 @@ static void ignore_problem(void *context, const sc_error *problem)
 /* Reads what can be read of [start, end), stepping behind damage; the rows that were read. */
 static int64_t read_range(sc_topic *topic, int64_t start, int64_t end, sc_error *error)
 {
-    static const sc_column columns[SC_COLUMNS] = {{.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
+    static const sc_column columns[SC_COLUMNS] = {
+        {.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
     sc_range range = {0, start, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_rows rows;
@@ -142,8 +147,8 @@ static int look_around(sc_topic *topic, sc_partition_info *info)
 static int append_three(sc_topic *topic, int64_t *end, sc_error *error)
 {
     sc_batch_input inputs[] = {{.count = 1, .timestamp = 1}, {.count = 2, .timestamp = 2}};
-    sc_append append = {.batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION, .expected_offset = -1};
     int64_t first;
     return sc_partition_append(topic, 0, &append, &first, end, error);
 }

@@ -37,8 +37,11 @@ static void make_batches(void)
             struct ArrowArray *key = random_array(layout, layout->columns[SC_COLUMN_KEY], rows);
             struct ArrowArray *value = random_array(layout, layout->columns[SC_COLUMN_VALUE], rows);
             struct ArrowArray *headers = random_array(layout, layout->columns[SC_COLUMN_HEADERS], rows);
-            sc_batch_input input = {.count = rows, .key = seed % 3 == 0 ? NULL : key, .timestamp = seed,
-                                    .value = seed == 5 ? NULL : value, .headers = seed % 2 == 0 ? NULL : headers};
+            sc_batch_input input = {.count = rows,
+                                    .key = seed % 3 == 0 ? NULL : key,
+                                    .timestamp = seed,
+                                    .value = seed == 5 ? NULL : value,
+                                    .headers = seed % 2 == 0 ? NULL : headers};
             memory_batch_write(layout, &input, seed * 100, &written);
             snprintf(name, sizeof name, "%s-%d", typed ? "typed" : "plain", seed);
             write_seed("batch", name, options, written.message, written.header.total_size);

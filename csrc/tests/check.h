@@ -13,36 +13,36 @@
 
 #include "streamcore.h"
 
-#define CHECK(condition)                                                                                            \
-    do {                                                                                                            \
-        if (!(condition))                                                                                           \
-            check_fail(__FILE__, __LINE__, #condition, "");                                                         \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            check_fail(__FILE__, __LINE__, #condition, "");                                                            \
     } while (0)
 
-#define CHECK_EQ(found, wanted)                                                                                     \
-    do {                                                                                                            \
-        int64_t check_found = (int64_t)(found), check_wanted = (int64_t)(wanted);                                   \
-        if (check_found != check_wanted) {                                                                          \
-            char check_text[96];                                                                                    \
-            snprintf(check_text, sizeof check_text, ": %" PRId64 ", not %" PRId64, check_found, check_wanted);      \
-            check_fail(__FILE__, __LINE__, #found, check_text);                                                     \
-        }                                                                                                           \
+#define CHECK_EQ(found, wanted)                                                                                        \
+    do {                                                                                                               \
+        int64_t check_found = (int64_t)(found), check_wanted = (int64_t)(wanted);                                      \
+        if (check_found != check_wanted) {                                                                             \
+            char check_text[96];                                                                                       \
+            snprintf(check_text, sizeof check_text, ": %" PRId64 ", not %" PRId64, check_found, check_wanted);         \
+            check_fail(__FILE__, __LINE__, #found, check_text);                                                        \
+        }                                                                                                              \
     } while (0)
 
 /* A call that must return SC_OK; `error` is the sc_error that it was given. */
-#define CHECK_OK(call, error)                                                                                       \
-    do {                                                                                                            \
-        if ((call) != SC_OK)                                                                                        \
-            check_error(__FILE__, __LINE__, #call, &(error));                                                       \
+#define CHECK_OK(call, error)                                                                                          \
+    do {                                                                                                               \
+        if ((call) != SC_OK)                                                                                           \
+            check_error(__FILE__, __LINE__, #call, &(error));                                                          \
     } while (0)
 
-#define RUN(test)                                                                                                   \
-    do {                                                                                                            \
-        if (check_chosen(argc, argv, #test)) {                                                                      \
-            printf("%s\n", #test);                                                                                  \
-            fflush(stdout);                                                                                         \
-            test();                                                                                                 \
-        }                                                                                                           \
+#define RUN(test)                                                                                                      \
+    do {                                                                                                               \
+        if (check_chosen(argc, argv, #test)) {                                                                         \
+            printf("%s\n", #test);                                                                                     \
+            fflush(stdout);                                                                                            \
+            test();                                                                                                    \
+        }                                                                                                              \
     } while (0)
 
 static inline void check_fail(const char *file, int line, const char *what, const char *more)

@@ -17,7 +17,7 @@ void segment_file(char file[FILE_MAX], const char *topic, uint32_t partition, in
 void index_file(char file[FILE_MAX], const char *topic, uint32_t partition, int64_t base_offset);
 bool file_exists(const char *file);
 int64_t file_size(const char *file);
-uint8_t *file_read(const char *file, int64_t *size); /* free it */
+uint8_t *file_read(const char *file, int64_t *size);               /* free it */
 void file_write(const char *file, const void *data, int64_t size); /* all of it, made when absent */
 void file_write_at(const char *file, const void *data, int64_t size, int64_t position);
 void file_flip(const char *file, int64_t position); /* one bit */

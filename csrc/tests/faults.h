@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-/* The `number`-th call from now on (1: the next), and with `sticky` all behind it, fails with `error_number`. Counted are
- * all calls of sc_os that can fail but waits, unlocks and unmaps. */
+/* The `number`-th call from now on (1: the next), and with `sticky` all behind it, fails with `error_number`. Counted
+ * are all calls of sc_os that can fail but waits, unlocks and unmaps. */
 void faults_arm(int number, int error_number, bool sticky);
 /* Back to the real calls; true when a call failed. */
 bool faults_disarm(void);

@@ -7,12 +7,19 @@ static void look(memory_batch *out, const sc_layout *layout, int64_t size)
     const char *why;
     CHECK_EQ(sc_batch_look(out->message, size, &out->header, &why), SC_BATCH_GOOD);
     const sc_header *header = &out->header;
-    out->batch = (sc_batch){.message = out->message, .message_size = header->total_size,
-                            .base_offset = header->base_offset, .last_offset = header->last_offset,
-                            .record_count = header->record_count, .row_count = header->record_count,
-                            .min_timestamp = header->min_timestamp, .max_timestamp = header->max_timestamp,
-                            .partition = 3, .schema_version = header->schema_version, .flags = header->flags,
-                            .layout = layout, .mapping = &out->mapping};
+    out->batch = (sc_batch){.message = out->message,
+                            .message_size = header->total_size,
+                            .base_offset = header->base_offset,
+                            .last_offset = header->last_offset,
+                            .record_count = header->record_count,
+                            .row_count = header->record_count,
+                            .min_timestamp = header->min_timestamp,
+                            .max_timestamp = header->max_timestamp,
+                            .partition = 3,
+                            .schema_version = header->schema_version,
+                            .flags = header->flags,
+                            .layout = layout,
+                            .mapping = &out->mapping};
 }
 
 void memory_batch_write(const sc_layout *layout, const sc_batch_input *input, int64_t base_offset, memory_batch *out)

@@ -17,7 +17,10 @@ struct ArrowSchema *schema_new(const char *format, const char *name, int childre
 {
     struct ArrowSchema *schema = calloc(1, sizeof *schema);
     CHECK(schema != NULL);
-    *schema = (struct ArrowSchema){.format = format, .name = name, .flags = ARROW_FLAG_NULLABLE, .n_children = children,
+    *schema = (struct ArrowSchema){.format = format,
+                                   .name = name,
+                                   .flags = ARROW_FLAG_NULLABLE,
+                                   .n_children = children,
                                    .release = release_nothing};
     schema->children = calloc((size_t)children + 1, sizeof *schema->children);
     CHECK(schema->children != NULL);
@@ -75,8 +78,8 @@ sc_layout *plain_layout(uint32_t version)
 
 sc_topic_settings settings_of(int64_t segment_bytes)
 {
-    return (sc_topic_settings){.segment_bytes = segment_bytes, .max_record_bytes = 1 << 20, .generation = GENERATION,
-                               .partitions = 4};
+    return (sc_topic_settings){
+        .segment_bytes = segment_bytes, .max_record_bytes = 1 << 20, .generation = GENERATION, .partitions = 4};
 }
 
 int topic_try_open(const char *path, bool writable, int64_t segment_bytes, sc_topic **topic, sc_error *error)
@@ -128,7 +131,8 @@ int64_t value_of(uint32_t partition, int64_t offset, uint8_t value[VALUE_MAX])
 
 int64_t key_of(uint32_t partition, int64_t offset, uint8_t key[VALUE_MAX])
 {
-    return offset % 5 == 4 ? -1 : snprintf((char *)key, VALUE_MAX, "key-%u-%lld", (unsigned)partition, (long long)offset);
+    return offset % 5 == 4 ? -1
+                           : snprintf((char *)key, VALUE_MAX, "key-%u-%lld", (unsigned)partition, (long long)offset);
 }
 
 int64_t time_of(int64_t offset)
@@ -172,8 +176,12 @@ int try_append(sc_topic *topic, uint32_t partition, int64_t first, int64_t count
         CHECK(batches < BATCHES_MAX);
         make_batch(partition, first + at, count - at < each ? count - at : each, &made[batches], &inputs[batches]);
     }
-    sc_append append = {.batches = inputs, .batch_count = batches, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = first, .durable = durable};
+    sc_append append = {.batches = inputs,
+                        .batch_count = batches,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = first,
+                        .durable = durable};
     int code = sc_partition_append(topic, partition, &append, &first_offset, &end_offset, error);
     for (int64_t i = 0; i < batches; i++) {
         free(made[i].keys);
@@ -238,8 +246,12 @@ static int check_batch(const sc_batch *batch, int64_t *next, sc_error *error)
 int try_read(sc_topic *topic, uint32_t partition, int64_t start, int64_t end, int64_t *next, sc_error *error)
 {
     sc_range range = {partition, start, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     *next = start;
@@ -285,7 +297,7 @@ void pretend_power_loss(const char *path)
     snprintf(file, sizeof file, "%s/state", path);
     uint8_t *data = file_read(file, &size);
     for (int64_t at = sizeof(sc_state_header); at + (int64_t)sizeof(sc_slot) <= size; at += sizeof(sc_slot))
-        memset(data + at + offsetof(sc_slot, boot_id), 0xee, sizeof ((sc_slot *)0)->boot_id);
+        memset(data + at + offsetof(sc_slot, boot_id), 0xee, sizeof((sc_slot *)0)->boot_id);
     file_write_at(file, data, size, 0);
     free(data);
 }

@@ -33,7 +33,8 @@ int64_t value_of(uint32_t partition, int64_t offset, uint8_t value[VALUE_MAX]);
 int64_t key_of(uint32_t partition, int64_t offset, uint8_t key[VALUE_MAX]);
 int64_t time_of(int64_t offset);
 
-/* Appends records for offsets [first, first + count), in batches of `each`, as one append; the log must end at `first`. */
+/* Appends records for offsets [first, first + count), in batches of `each`, as one append; the log must end at `first`.
+ */
 int try_append(sc_topic *topic, uint32_t partition, int64_t first, int64_t count, int64_t each, bool durable,
                sc_error *error);
 void append_records(sc_topic *topic, uint32_t partition, int64_t first, int64_t count);

@@ -1,4 +1,5 @@
-/* Random Arrow arrays of any compiled type, with slices and nulls everywhere, and the comparison of two by what they mean. */
+/* Random Arrow arrays of any compiled type, with slices and nulls everywhere, and the comparison of two by what they
+ * mean. */
 #ifndef STREAMCORE_TESTS_RANDOM_ARRAY_H
 #define STREAMCORE_TESTS_RANDOM_ARRAY_H
 

@@ -1,6 +1,8 @@
 #include <errno.h>
+#include <fcntl.h>
 
 #include "check.h"
+#include "faults.h"
 #include "os.h"
 #include "plain_topic.h"
 
@@ -73,7 +75,10 @@ static void test_a_batch_above_the_segment_size_gets_a_segment_of_its_own(void)
 }
 
 static int64_t fake_now_ms;
-static int64_t fake_now(void) { return fake_now_ms; }
+static int64_t fake_now(void)
+{
+    return fake_now_ms;
+}
 
 static void test_an_old_segment_is_rolled_by_the_next_append(void)
 {
@@ -110,16 +115,20 @@ static void test_a_schema_change_rolls_and_both_schemas_are_read(void)
     append_records(topic, 0, 0, 20);
     sc_bytes values[] = {{(const uint8_t *)"new", 3}};
     sc_batch_input input = {.count = 1, .values = values, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 2, .generation = GENERATION,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 2, .generation = GENERATION, .expected_offset = -1};
     CHECK_OK(append_with(topic, &append, &error), error);
     sc_segment_info info;
     CHECK_OK(sc_partition_segment(topic, 0, 1, &info, &error), error);
     CHECK_EQ(info.base_offset, 20);
     check_records(topic, 0, 0, 20);
     sc_range range = {0, 20, 21};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
@@ -158,8 +167,8 @@ static void test_expected_generation_and_schema_are_checked(void)
     CHECK_EQ(try_append(topic, 0, 19, 1, 1, false, &error), SC_CONFLICT);
     CHECK_EQ(try_append(topic, 0, 21, 1, 1, false, &error), SC_CONFLICT);
     sc_batch_input input = {.count = 1, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION + 1,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION + 1, .expected_offset = -1};
     CHECK_EQ(append_with(topic, &append, &error), SC_STALE);
     append.generation = GENERATION;
     append.schema_version = 7;
@@ -185,8 +194,8 @@ static void test_a_refused_append_leaves_no_trace(void)
     sc_error error;
     sc_bytes row = {(const uint8_t *)before, (1 << 20) + 1};
     sc_batch_input inputs[] = {{.count = 1, .timestamp = 1}, {.count = 1, .values = &row}};
-    sc_append append = {.batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION, .expected_offset = -1};
     CHECK_EQ(append_with(topic, &append, &error), SC_TOO_LARGE);
     char *after = folder_snapshot(path);
     CHECK(strcmp(before, after) == 0);
@@ -226,6 +235,129 @@ static void test_an_append_of_several_batches_is_one_append(void)
     for (int i = 0; i < 12; i++)
         CHECK_EQ((batches[i].header.flags & SC_FLAG_CONTINUED) != 0, i < 11);
     check_log(path, 100);
+    folder_remove(path);
+}
+
+static void test_a_small_append_makes_hardly_a_system_call(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, 1 << 20);
+    append_records(topic, 0, 0, 10);
+    faults_arm(0, 0, false); /* counts */
+    for (int64_t i = 10; i < 1010; i += 10)
+        append_records(topic, 0, i, 10);
+    faults_disarm();
+    CHECK(faults_calls() >= 100); /* the lock of each */
+    CHECK(faults_calls() < 150);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+/* Large appends take another way into the file than small ones. */
+static void test_appends_of_every_size_follow_each_other(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, 1 << 20);
+    sc_error error;
+    int64_t end = 0;
+    for (int64_t count = 1; count < 6000; count += count / 2 + 1)
+        for (int64_t each = count; each > count / 40; each = each / 3) {
+            CHECK_OK(try_append(topic, 0, end, count, each, false, &error), error);
+            append_records(topic, 0, end + count, 1);
+            end += count + 1;
+        }
+    check_records(topic, 0, 0, end);
+    topic_close(topic);
+    check_log(path, end);
+    folder_remove(path);
+}
+
+static int64_t writes_left;
+static ssize_t (*real_pwrite)(int fd, const void *data, size_t size, int64_t position);
+static ssize_t failing_pwrite(int fd, const void *data, size_t size, int64_t position)
+{
+    if (writes_left-- > 0)
+        return real_pwrite(fd, data, size, position);
+    (void)!real_pwrite(fd, data, size / 2, position);
+    errno = EIO;
+    return -1;
+}
+
+static void test_a_large_append_whose_write_fails_is_not_there_and_is_cleared(void)
+{
+    for (int way = 0; way < 3; way++) {
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, 4 << 20), *reader = topic_open_with(path, false, 4 << 20);
+        sc_error error;
+        append_records(topic, 0, 0, 2000);
+        real_pwrite = sc_os.pwrite;
+        sc_os.pwrite = failing_pwrite;
+        writes_left = way;
+        CHECK_EQ(try_append(topic, 0, 2000, 4000, 1000, false, &error), SC_OS);
+        sc_os_reset();
+        CHECK_EQ(end_of(topic, 0), 2000);
+        CHECK_EQ(end_of(reader, 0), 2000);
+        check_records(reader, 0, 0, 2000);
+        if (way == 0)
+            append_records(topic, 0, 2000, 10); /* shorter than what was left there */
+        if (way == 1)
+            CHECK_OK(try_append(topic, 0, 2000, 4000, 1000, false, &error), error);
+        int64_t end = end_of(topic, 0);
+        check_records(reader, 0, 0, end);
+        topic_close(topic);
+        topic_close(reader);
+        check_log(path, end);
+        folder_remove(path);
+    }
+}
+
+/* By whom ever: an error, not a signal, and the topic can be closed. */
+static void test_a_file_cut_under_the_writer_is_an_error(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_error error;
+    char file[FILE_MAX];
+    append_records(topic, 0, 0, 10);
+    append_records(topic, 1, 0, 10);
+    segment_file(file, path, 0, 0);
+    file_truncate(file, 0);
+    CHECK_EQ(try_append(topic, 0, 10, 10, 10, false, &error), SC_OS);
+    CHECK_EQ(error.number, EIO);
+    append_records(topic, 1, 10, 10);
+    (void)sc_topic_close(topic, &error);
+    sc_topic_free(topic);
+    topic = topic_open(path, true);
+    check_records(topic, 1, 0, 20);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static int open_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 2000; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static void test_many_partitions_do_not_use_up_the_descriptors(void)
+{
+    enum { PARTITIONS = 280 };
+    folder_make(path);
+    int before = open_descriptors();
+    sc_topic *topic = topic_open_with(path, true, 1 << 20);
+    sc_topic_settings settings = settings_of(1 << 20);
+    sc_error error;
+    settings.partitions = PARTITIONS;
+    CHECK_OK(sc_topic_alter(topic, &settings, true, &error), error);
+    for (uint32_t partition = 0; partition < PARTITIONS; partition++)
+        append_records(topic, partition, 0, partition % 10 == 0 ? 800 : 2);
+    CHECK(open_descriptors() <= before + 270);
+    for (uint32_t partition = 0; partition < PARTITIONS; partition += 7)
+        check_records(topic, partition, 0, partition % 10 == 0 ? 800 : 2);
+    topic_close(topic);
+    CHECK_EQ(open_descriptors(), before);
     folder_remove(path);
 }
 
@@ -286,8 +418,8 @@ static void test_the_last_offset_of_all_is_an_error(void)
     sc_error error;
     CHECK_EQ(end_of(topic, 0), INT64_MAX);
     sc_batch_input input = {.count = 1, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION, .expected_offset = -1};
     CHECK_EQ(append_with(topic, &append, &error), SC_RANGE);
     CHECK_EQ(end_of(topic, 0), INT64_MAX);
     topic_close(topic);
@@ -306,6 +438,11 @@ int main(int argc, char **argv)
     RUN(test_a_refused_append_leaves_no_trace);
     RUN(test_appends_to_a_read_only_topic_are_refused);
     RUN(test_an_append_of_several_batches_is_one_append);
+    RUN(test_a_small_append_makes_hardly_a_system_call);
+    RUN(test_appends_of_every_size_follow_each_other);
+    RUN(test_a_large_append_whose_write_fails_is_not_there_and_is_cleared);
+    RUN(test_a_file_cut_under_the_writer_is_an_error);
+    RUN(test_many_partitions_do_not_use_up_the_descriptors);
     RUN(test_a_full_disk_fails_the_append_and_harms_nothing);
     RUN(test_the_last_offset_of_all_is_an_error);
     return 0;

@@ -3,7 +3,8 @@
 #include "plain_topic.h"
 #include "random_array.h"
 
-static const sc_column all_columns[SC_COLUMNS] = {{.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
+static const sc_column all_columns[SC_COLUMNS] = {
+    {.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
 enum { ROWS = 50 };
 
 static struct ArrowArray export_columns(const sc_batch *batch, const sc_column *columns, int64_t count)
@@ -47,7 +48,8 @@ static void test_the_buffers_lie_in_the_message_and_are_aligned(void)
     for (int i = 0; i < SC_COLUMNS; i++)
         for (int64_t k = 0; k < array.children[i]->n_buffers; k++) {
             const uint8_t *buffer = array.children[i]->buffers[k];
-            CHECK(buffer == NULL || (buffer >= written.message && buffer <= written.message + written.batch.message_size));
+            CHECK(buffer == NULL ||
+                  (buffer >= written.message && buffer <= written.message + written.batch.message_size));
             CHECK_EQ((uintptr_t)buffer % SC_ALIGNMENT, 0);
         }
     for (int64_t i = 0; i < ROWS; i++)
@@ -91,13 +93,21 @@ static void test_a_column_inside_null_structs_is_null_too(void)
     int32_t ends[11] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
     int32_t numbers[10] = {0};
     struct ArrowArray number = {.length = 10, .n_buffers = 2, .buffers = (const void *[]){NULL, numbers}};
-    struct ArrowArray text = {.length = 10, .null_count = 1, .n_buffers = 3,
-                              .buffers = (const void *[]){text_bits, ends, "abcdefghij"}};
+    struct ArrowArray text = {
+        .length = 10, .null_count = 1, .n_buffers = 3, .buffers = (const void *[]){text_bits, ends, "abcdefghij"}};
     struct ArrowArray nothing = {.length = 10, .null_count = 10};
-    struct ArrowArray inner = {.length = 10, .null_count = 1, .n_buffers = 1, .buffers = (const void *[]){inner_bits},
-                               .n_children = 2, .children = (struct ArrowArray *[]){&text, &nothing}};
-    struct ArrowArray value = {.length = 10, .null_count = 2, .n_buffers = 1, .buffers = (const void *[]){outer_bits},
-                               .n_children = 2, .children = (struct ArrowArray *[]){&number, &inner}};
+    struct ArrowArray inner = {.length = 10,
+                               .null_count = 1,
+                               .n_buffers = 1,
+                               .buffers = (const void *[]){inner_bits},
+                               .n_children = 2,
+                               .children = (struct ArrowArray *[]){&text, &nothing}};
+    struct ArrowArray value = {.length = 10,
+                               .null_count = 2,
+                               .n_buffers = 1,
+                               .buffers = (const void *[]){outer_bits},
+                               .n_children = 2,
+                               .children = (struct ArrowArray *[]){&number, &inner}};
     memory_batch_write(layout, &(sc_batch_input){.count = 10, .value = &value}, 0, &written);
     struct ArrowArray array = export_columns(&written.batch, path, 1);
     const uint8_t *validity = array.children[0]->buffers[0];
@@ -142,7 +152,8 @@ static void test_a_child_that_was_moved_out_keeps_the_mapping_alive(void)
     sc_layout_free(layout);
 }
 
-/* ---- hostile messages: each has right checksums ------------------------------------------------------------------- */
+/* ---- hostile messages: each has right checksums -------------------------------------------------------------------
+ */
 
 static uint8_t *metadata_of(memory_batch *written)
 {
@@ -179,17 +190,50 @@ static void hostile(struct ArrowSchema *value, void (*change)(memory_batch *writ
     sc_layout_free(layout);
 }
 
-static void set_longer_column(memory_batch *written) { set_node(written, 0, ROWS + 1, 0); }
-static void set_shorter_column(memory_batch *written) { set_node(written, 0, ROWS - 1, 0); }
-static void set_negative_length(memory_batch *written) { set_node(written, 3, -1, 0); }
-static void set_huge_length(memory_batch *written) { set_node(written, 3, INT64_MAX, 0); }
-static void set_more_nulls(memory_batch *written) { set_node(written, 0, ROWS, ROWS + 1); }
-static void set_nulls_without_validity(memory_batch *written) { set_node(written, 0, ROWS, 1); }
-static void set_buffer_behind(memory_batch *written) { set_buffer(written, 1, written->header.total_size, ROWS * 8); }
-static void set_buffer_before(memory_batch *written) { set_buffer(written, 1, -64, ROWS * 8); }
-static void set_buffer_unaligned(memory_batch *written) { set_buffer(written, 1, 132, ROWS * 8); }
-static void set_buffer_huge(memory_batch *written) { set_buffer(written, 1, 128, INT64_MAX); }
-static void set_buffer_short(memory_batch *written) { set_buffer(written, 1, 128, ROWS * 8 - 1); }
+static void set_longer_column(memory_batch *written)
+{
+    set_node(written, 0, ROWS + 1, 0);
+}
+static void set_shorter_column(memory_batch *written)
+{
+    set_node(written, 0, ROWS - 1, 0);
+}
+static void set_negative_length(memory_batch *written)
+{
+    set_node(written, 3, -1, 0);
+}
+static void set_huge_length(memory_batch *written)
+{
+    set_node(written, 3, INT64_MAX, 0);
+}
+static void set_more_nulls(memory_batch *written)
+{
+    set_node(written, 0, ROWS, ROWS + 1);
+}
+static void set_nulls_without_validity(memory_batch *written)
+{
+    set_node(written, 0, ROWS, 1);
+}
+static void set_buffer_behind(memory_batch *written)
+{
+    set_buffer(written, 1, written->header.total_size, ROWS * 8);
+}
+static void set_buffer_before(memory_batch *written)
+{
+    set_buffer(written, 1, -64, ROWS * 8);
+}
+static void set_buffer_unaligned(memory_batch *written)
+{
+    set_buffer(written, 1, 132, ROWS * 8);
+}
+static void set_buffer_huge(memory_batch *written)
+{
+    set_buffer(written, 1, 128, INT64_MAX);
+}
+static void set_buffer_short(memory_batch *written)
+{
+    set_buffer(written, 1, 128, ROWS * 8 - 1);
+}
 
 static void set_last_end(memory_batch *written)
 {
@@ -217,16 +261,23 @@ static void set_body_length(memory_batch *written)
 
 static void test_metadata_that_lies_is_an_error(void)
 {
-    static void (*const changes[])(memory_batch *) = {
-        set_longer_column, set_shorter_column, set_negative_length, set_huge_length, set_more_nulls,
-        set_nulls_without_validity, set_buffer_behind, set_buffer_before, set_buffer_unaligned, set_buffer_huge,
-        set_buffer_short, set_last_end, set_first_end, set_rows, set_body_length};
+    static void (*const changes[])(memory_batch *) = {set_longer_column, set_shorter_column, set_negative_length,
+                                                      set_huge_length,   set_more_nulls,     set_nulls_without_validity,
+                                                      set_buffer_behind, set_buffer_before,  set_buffer_unaligned,
+                                                      set_buffer_huge,   set_buffer_short,   set_last_end,
+                                                      set_first_end,     set_rows,           set_body_length};
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++)
         hostile(schema_new("z", "value", 0), changes[i]);
 }
 
-static void set_short_list_child(memory_batch *written) { set_node(written, 4, 0, 0); }
-static void set_short_struct_child(memory_batch *written) { set_node(written, 4, ROWS - 1, 0); }
+static void set_short_list_child(memory_batch *written)
+{
+    set_node(written, 4, 0, 0);
+}
+static void set_short_struct_child(memory_batch *written)
+{
+    set_node(written, 4, ROWS - 1, 0);
+}
 
 static void test_children_shorter_than_their_parents_are_an_error(void)
 {
@@ -254,6 +305,60 @@ static void test_rows_check_every_end(void)
         memory_batch_free(&written);
         sc_layout_free(layout);
     }
+}
+
+static void check_copied_bytes(const uint8_t *validity, const int32_t *ends, const uint8_t *bytes, int64_t row,
+                               const uint8_t *copied_validity, const int32_t *copied_ends, const uint8_t *copied_bytes,
+                               int64_t copied_row)
+{
+    int64_t size = ends[row + 1] - ends[row];
+    CHECK_EQ(copied_validity == NULL, validity == NULL);
+    CHECK(validity == NULL ||
+          (validity[row / 8] >> (row % 8) & 1) == (copied_validity[copied_row / 8] >> (copied_row % 8) & 1));
+    CHECK_EQ(copied_ends[copied_row + 1] - copied_ends[copied_row], size);
+    CHECK(size == 0 || memcmp(copied_bytes + copied_ends[copied_row], bytes + ends[row], (size_t)size) == 0);
+}
+
+/* Whatever is asked for, it comes in parts of bounded size, each with at least one row. */
+static void test_rows_are_copied_part_by_part_as_they_are(void)
+{
+    enum { MANY = 3000 };
+    sc_layout *layout = plain_layout(1);
+    memory_batch written;
+    sc_rows rows, copy;
+    sc_error error;
+    void *memory = NULL;
+    random_seed(9);
+    struct ArrowArray *key = random_array(layout, layout->columns[SC_COLUMN_KEY], MANY);
+    sc_bytes *values = calloc(MANY, sizeof *values);
+    uint8_t *bytes = calloc(1, 100000);
+    CHECK(values != NULL && bytes != NULL);
+    for (int i = 0; i < MANY; i++)
+        values[i] = (sc_bytes){bytes, i % 500 == 499 ? 90000 : (int64_t)random_below(50)};
+    memory_batch_write(layout, &(sc_batch_input){.count = MANY, .key = key, .values = values}, 0, &written);
+    CHECK_OK(sc_batch_rows(&written.batch, &rows, &error), error);
+    int64_t parts = 0;
+    for (int64_t start = 0; start < MANY; start += 701)
+        for (int64_t first = start, end = MANY; first < MANY; first = end, end = MANY, parts++) {
+            CHECK_OK(sc_rows_copy(&written.batch, &rows, first, &end, &copy, &memory, &error), error);
+            CHECK(end > first && end <= MANY);
+            for (int64_t row = first; row < end; row++) {
+                int64_t at = row - first / 8 * 8;
+                CHECK_EQ(copy.offsets[at], rows.offsets[row]);
+                CHECK_EQ(copy.timestamps[at], rows.timestamps[row]);
+                check_copied_bytes(rows.key_validity, rows.key_ends, rows.keys, row, copy.key_validity, copy.key_ends,
+                                   copy.keys, at);
+                check_copied_bytes(rows.value_validity, rows.value_ends, rows.values, row, copy.value_validity,
+                                   copy.value_ends, copy.values, at);
+            }
+        }
+    CHECK(parts > 20);
+    free(memory);
+    free(bytes);
+    free(values);
+    random_array_free(key);
+    memory_batch_free(&written);
+    sc_layout_free(layout);
 }
 
 static void test_rows_of_a_typed_batch_are_refused(void)
@@ -308,6 +413,7 @@ int main(int argc, char **argv)
     RUN(test_metadata_that_lies_is_an_error);
     RUN(test_children_shorter_than_their_parents_are_an_error);
     RUN(test_rows_check_every_end);
+    RUN(test_rows_are_copied_part_by_part_as_they_are);
     RUN(test_rows_of_a_typed_batch_are_refused);
     RUN(test_narrowing_finds_the_run_with_all_wanted_times);
     return 0;

@@ -112,21 +112,66 @@ static void change_header(void (*change)(sc_header *header), enum sc_batch_state
     drop_batch();
 }
 
-static void change_nothing(sc_header *header) { (void)header; }
-static void set_unknown_flag(sc_header *header) { header->flags |= 1 << 9; }
-static void set_later_version(sc_header *header) { header->version = 2; }
-static void set_negative_base(sc_header *header) { header->base_offset = -1; }
-static void set_last_before_base(sc_header *header) { header->last_offset = header->base_offset - 1; }
-static void set_last_offset_of_all(sc_header *header) { header->last_offset = INT64_MAX; }
-static void set_too_many_records(sc_header *header) { header->record_count++; }
-static void set_negative_records(sc_header *header) { header->record_count = -1; }
-static void set_gaps(sc_header *header) { header->last_offset += 1000; }
-static void set_no_records(sc_header *header) { header->record_count = 0; }
-static void set_longer(sc_header *header) { header->total_size += SC_ALIGNMENT; }
-static void set_uneven(sc_header *header) { header->total_size -= 8; }
-static void set_tiny(sc_header *header) { header->total_size = SC_ALIGNMENT; }
-static void set_huge(sc_header *header) { header->total_size = INT64_MAX - 63; }
-static void set_other_metadata(sc_header *header) { header->metadata_size -= SC_ALIGNMENT; }
+static void change_nothing(sc_header *header)
+{
+    (void)header;
+}
+static void set_unknown_flag(sc_header *header)
+{
+    header->flags |= 1 << 9;
+}
+static void set_later_version(sc_header *header)
+{
+    header->version = 2;
+}
+static void set_negative_base(sc_header *header)
+{
+    header->base_offset = -1;
+}
+static void set_last_before_base(sc_header *header)
+{
+    header->last_offset = header->base_offset - 1;
+}
+static void set_last_offset_of_all(sc_header *header)
+{
+    header->last_offset = INT64_MAX;
+}
+static void set_too_many_records(sc_header *header)
+{
+    header->record_count++;
+}
+static void set_negative_records(sc_header *header)
+{
+    header->record_count = -1;
+}
+static void set_gaps(sc_header *header)
+{
+    header->last_offset += 1000;
+}
+static void set_no_records(sc_header *header)
+{
+    header->record_count = 0;
+}
+static void set_longer(sc_header *header)
+{
+    header->total_size += SC_ALIGNMENT;
+}
+static void set_uneven(sc_header *header)
+{
+    header->total_size -= 8;
+}
+static void set_tiny(sc_header *header)
+{
+    header->total_size = SC_ALIGNMENT;
+}
+static void set_huge(sc_header *header)
+{
+    header->total_size = INT64_MAX - 63;
+}
+static void set_other_metadata(sc_header *header)
+{
+    header->metadata_size -= SC_ALIGNMENT;
+}
 
 static void test_headers_with_a_checksum_that_make_no_sense_are_bad(void)
 {

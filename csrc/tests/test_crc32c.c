@@ -15,9 +15,9 @@ static void test_known_vectors_of_rfc_3720(void)
     for (int i = 0; i < 32; i++)
         data[i] = (uint8_t)(31 - i);
     CHECK_EQ(sc_crc32c(0, data, sizeof data), 0x113fdb5c);
-    static const uint8_t read_command[48] = {0x01, 0xc0, 0, 0, 0, 0, 0,    0, 0, 0, 0, 0, 0, 0,    0, 0,
-                                             0x14, 0,    0, 0, 0, 0, 0x04, 0, 0, 0, 0, 0x14, 0, 0, 0, 0x18,
-                                             0x28, 0,    0, 0, 0, 0, 0,    0, 0x02, 0, 0, 0, 0, 0, 0, 0};
+    static const uint8_t read_command[48] = {0x01, 0xc0, 0, 0, 0, 0, 0,    0, 0,    0, 0, 0,    0, 0, 0, 0,
+                                             0x14, 0,    0, 0, 0, 0, 0x04, 0, 0,    0, 0, 0x14, 0, 0, 0, 0x18,
+                                             0x28, 0,    0, 0, 0, 0, 0,    0, 0x02, 0, 0, 0,    0, 0, 0, 0};
     CHECK_EQ(sc_crc32c(0, read_command, sizeof read_command), 0xd9963a56);
     CHECK_EQ(sc_crc32c(0, "123456789", 9), 0xe3069283);
     CHECK_EQ(sc_crc32c(0, "", 0), 0);

@@ -14,7 +14,8 @@ typedef struct written {
 
 static void write_batch(const sc_layout *layout, const sc_batch_input *input, written *out)
 {
-    static const sc_column columns[SC_COLUMNS] = {{.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
+    static const sc_column columns[SC_COLUMNS] = {
+        {.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
     sc_error error;
     int64_t exported = 0;
     memory_batch_write(layout, input, BASE, &out->memory);
@@ -146,7 +147,8 @@ static struct ArrowSchema *nested_value(void)
 
 static void test_sliced_arrays_of_every_type_come_back_equal(void)
 {
-    static const char *const formats[] = {"n", "b", "c", "s", "i", "l", "d:10,2", "w:7", "w:0", "z", "u", "Z", "U", "vz"};
+    static const char *const formats[] = {"n",   "b",   "c", "s", "i", "l", "d:10,2",
+                                          "w:7", "w:0", "z", "u", "Z", "U", "vz"};
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
         for (uint64_t seed = 0; seed < 12; seed++)
             round_trip(layout_of(schema_new(formats[i], "value", 0), 1), seed * 100 + i);
@@ -215,8 +217,8 @@ static void test_views_outside_their_buffers_are_refused(void)
 {
     sc_layout *layout = layout_of(schema_new("vz", "value", 0), 1);
     sc_error error;
-    static const int32_t wrong[][4] = {
-        {-1, 0, 0, 0}, {13, 0, 1, 0}, {13, 0, -1, 0}, {13, 0, 0, 8}, {13, 0, 0, -1}, {INT32_MAX, 0, 0, 0}};
+    static const int32_t wrong[][4] = {{-1, 0, 0, 0}, {13, 0, 1, 0},  {13, 0, -1, 0},
+                                       {13, 0, 0, 8}, {13, 0, 0, -1}, {INT32_MAX, 0, 0, 0}};
     uint8_t bytes[20] = {0};
     int64_t sizes[] = {20};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -276,7 +278,11 @@ static void test_a_compressed_message_is_taken_over_whole(void)
     sc_layout *layout = plain_layout(1);
     int64_t size;
     uint8_t *message = compressed_message(layout, 50, &size);
-    sc_batch_input input = {.count = 50, .message = message, .message_size = size, .min_timestamp = 3, .max_timestamp = 9,
+    sc_batch_input input = {.count = 50,
+                            .message = message,
+                            .message_size = size,
+                            .min_timestamp = 3,
+                            .max_timestamp = 9,
                             .has_headers = true};
     sc_encoding encoding;
     sc_error error;

@@ -1,4 +1,5 @@
-/* Each system call fails in turn, once or from then on: what was acknowledged is there, and nobody speaks of corruption. */
+/* Each system call fails in turn, once or from then on: what was acknowledged is there, and nobody speaks of
+ * corruption. */
 #include <dirent.h>
 #include <errno.h>
 

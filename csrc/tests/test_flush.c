@@ -187,7 +187,33 @@ static void test_a_flush_after_a_roll_covers_all_of_the_sealed_segment(void)
     folder_remove(path);
 }
 
-/* The same, where the segment was empty when it was mapped, and the batch that came larger than a segment. */
+/* Two handles, as two processes, take turns in making segments: each must sync what the other one appended. */
+static void test_a_flush_covers_segments_that_another_handle_made(void)
+{
+    folder_make(path);
+    sc_topic *topics[] = {topic_open_with(path, true, 2 << 10), topic_open_with(path, true, 2 << 10)};
+    sc_segment_info info;
+    sc_error error;
+    char file[FILE_MAX];
+    int64_t end = 0;
+    for (int i = 0; i < 10; i++, end += 10) /* the last one is of the handle that flushes */
+        append_records(topics[i / 2 % 2], 0, end, 10);
+    trace_syncs();
+    CHECK_OK(sc_partition_flush(topics[0], 0, &error), error);
+    sc_os_reset();
+    for (int64_t n = 0, next = 0; next < end; n++, next = info.end_offset) {
+        CHECK_OK(sc_partition_segment(topics[0], 0, n, &info, &error), error);
+        CHECK_EQ(info.base_offset, next);
+        segment_file(file, path, 0, next);
+        CHECK(synced_of(file) >= end_of_file_data(file));
+    }
+    topic_close(topics[0]);
+    topic_close(topics[1]);
+    check_log(path, end);
+    folder_remove(path);
+}
+
+/* A segment was small when it was mapped, and the batch that came was larger than a segment. */
 static void test_a_batch_larger_than_its_mapping_is_found_and_synced(void)
 {
     folder_make(path);
@@ -400,8 +426,12 @@ static int waiting_sync_map(void *address, size_t size)
 static void *flush_one(void *unused)
 {
     sc_batch_input input = {.count = 1, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1, .durable = true};
+    sc_append append = {.batches = &input,
+                        .batch_count = 1,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = -1,
+                        .durable = true};
     sc_error error;
     int64_t first, end;
     CHECK_OK(sc_partition_append(shared_topic, 0, &append, &first, &end, &error), error);
@@ -432,6 +462,7 @@ int main(int argc, char **argv)
     RUN(test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor);
     RUN(test_a_durable_append_is_synced_when_it_returns);
     RUN(test_a_flush_after_a_roll_covers_all_of_the_sealed_segment);
+    RUN(test_a_flush_covers_segments_that_another_handle_made);
     RUN(test_a_batch_larger_than_its_mapping_is_found_and_synced);
     RUN(test_sealed_segments_are_finished_whatever_was_durable_before);
     RUN(test_closing_gives_the_preallocated_end_back);

@@ -29,8 +29,12 @@ static void make_log(void)
 static int64_t count_in(sc_topic *topic, int64_t start, int64_t low, int64_t high)
 {
     sc_range range = {0, start, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = time_of(low),
-                               .max_timestamp = time_of(high) - 1, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = time_of(low),
+                               .max_timestamp = time_of(high) - 1,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;
@@ -58,8 +62,8 @@ static void check_reads(bool writable)
     CHECK_EQ(count_in(topic, 0, 0, END), END);
     sc_scan *scan;
     sc_range range = {0, 100, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1};
+    sc_scan_options options = {
+        .ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX, .limit = -1};
     sc_error error;
     int64_t count;
     CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
@@ -91,11 +95,25 @@ static void for_each_index(void (*change)(void))
     folder_remove(path);
 }
 
-static void change_nothing(void) {}
-static void remove_it(void) { CHECK(unlink(file) == 0); }
-static void empty_it(void) { file_truncate(file, 0); }
-static void cut_header(void) { file_truncate(file, 40); }
-static void cut_record(void) { file_truncate(file, 64 + 33); }
+static void change_nothing(void)
+{
+}
+static void remove_it(void)
+{
+    CHECK(unlink(file) == 0);
+}
+static void empty_it(void)
+{
+    file_truncate(file, 0);
+}
+static void cut_header(void)
+{
+    file_truncate(file, 40);
+}
+static void cut_record(void)
+{
+    file_truncate(file, 64 + 33);
+}
 
 static void flip_everywhere(void)
 {
@@ -123,7 +141,8 @@ static void test_reads_are_right_with_any_index(void)
     for_each_index(fill_with_noise);
 }
 
-/* A record of the index file as index.c has it, with a right checksum: such an index lies on purpose, or is of another file. */
+/* A record of the index file as index.c has it, with a right checksum: such an index lies on purpose, or is of another
+ * file. */
 static void add_record(int64_t offset, int64_t position)
 {
     uint8_t record[32] = {0};

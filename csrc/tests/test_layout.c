@@ -42,16 +42,16 @@ static void test_every_storable_type_compiles_to_its_width(void)
         enum sc_kind kind;
         int32_t width;
     } cases[] = {
-        {"n", SC_KIND_NULL, 0},         {"b", SC_KIND_BOOL, 0},        {"c", SC_KIND_FIXED, 1},
-        {"S", SC_KIND_FIXED, 2},        {"e", SC_KIND_FIXED, 2},       {"i", SC_KIND_FIXED, 4},
-        {"f", SC_KIND_FIXED, 4},        {"L", SC_KIND_FIXED, 8},       {"g", SC_KIND_FIXED, 8},
-        {"d:10,2", SC_KIND_FIXED, 16},  {"d:9,2,32", SC_KIND_FIXED, 4}, {"d:70,2,256", SC_KIND_FIXED, 32},
-        {"w:7", SC_KIND_FIXED, 7},      {"w:0", SC_KIND_FIXED, 0},     {"tdD", SC_KIND_FIXED, 4},
-        {"tdm", SC_KIND_FIXED, 8},      {"tts", SC_KIND_FIXED, 4},     {"ttn", SC_KIND_FIXED, 8},
-        {"tsu:", SC_KIND_FIXED, 8},     {"tDm", SC_KIND_FIXED, 8},     {"tiM", SC_KIND_FIXED, 4},
-        {"tiD", SC_KIND_FIXED, 8},      {"tin", SC_KIND_FIXED, 16},    {"z", SC_KIND_BINARY, 0},
-        {"u", SC_KIND_BINARY, 0},       {"Z", SC_KIND_LARGE_BINARY, 0}, {"U", SC_KIND_LARGE_BINARY, 0},
-        {"vz", SC_KIND_VIEW, 0},        {"vu", SC_KIND_VIEW, 0},
+        {"n", SC_KIND_NULL, 0},        {"b", SC_KIND_BOOL, 0},         {"c", SC_KIND_FIXED, 1},
+        {"S", SC_KIND_FIXED, 2},       {"e", SC_KIND_FIXED, 2},        {"i", SC_KIND_FIXED, 4},
+        {"f", SC_KIND_FIXED, 4},       {"L", SC_KIND_FIXED, 8},        {"g", SC_KIND_FIXED, 8},
+        {"d:10,2", SC_KIND_FIXED, 16}, {"d:9,2,32", SC_KIND_FIXED, 4}, {"d:70,2,256", SC_KIND_FIXED, 32},
+        {"w:7", SC_KIND_FIXED, 7},     {"w:0", SC_KIND_FIXED, 0},      {"tdD", SC_KIND_FIXED, 4},
+        {"tdm", SC_KIND_FIXED, 8},     {"tts", SC_KIND_FIXED, 4},      {"ttn", SC_KIND_FIXED, 8},
+        {"tsu:", SC_KIND_FIXED, 8},    {"tDm", SC_KIND_FIXED, 8},      {"tiM", SC_KIND_FIXED, 4},
+        {"tiD", SC_KIND_FIXED, 8},     {"tin", SC_KIND_FIXED, 16},     {"z", SC_KIND_BINARY, 0},
+        {"u", SC_KIND_BINARY, 0},      {"Z", SC_KIND_LARGE_BINARY, 0}, {"U", SC_KIND_LARGE_BINARY, 0},
+        {"vz", SC_KIND_VIEW, 0},       {"vu", SC_KIND_VIEW, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         sc_layout *layout = layout_of(schema_new(cases[i].format, "value", 0), 1);
@@ -73,8 +73,9 @@ static void test_nested_types_number_their_nodes_depth_first(void)
     sc_layout *layout = layout_of(value, 1);
     int32_t at = layout->columns[SC_COLUMN_VALUE];
     CHECK_EQ(at, 3);
-    static const enum sc_kind kinds[] = {SC_KIND_STRUCT, SC_KIND_LARGE_LIST, SC_KIND_VIEW, SC_KIND_FIXED_LIST, SC_KIND_BOOL,
-                                         SC_KIND_LIST, SC_KIND_STRUCT, SC_KIND_BINARY, SC_KIND_FIXED};
+    static const enum sc_kind kinds[] = {SC_KIND_STRUCT,     SC_KIND_LARGE_LIST, SC_KIND_VIEW,
+                                         SC_KIND_FIXED_LIST, SC_KIND_BOOL,       SC_KIND_LIST,
+                                         SC_KIND_STRUCT,     SC_KIND_BINARY,     SC_KIND_FIXED};
     static const int32_t ends[] = {9, 3, 3, 5, 5, 9, 9, 8, 9};
     for (int i = 0; i < 9; i++) {
         CHECK_EQ(layout->fields[at + i].kind, kinds[i]);

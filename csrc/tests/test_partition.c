@@ -49,10 +49,15 @@ static void test_segments_and_sizes_are_described_as_they_are(void)
 
 static void test_files_of_other_names_are_not_segments(void)
 {
-    static const char *const names[] = {
-        "00000000000000000000.arrows.tmp", "0000000000000000000.arrows",  "000000000000000000000.arrows",
-        "99999999999999999999.arrows",     "-0000000000000000001.arrows", "0000000000000000000x.arrows",
-        "00000000000000000000.arrow",      ".arrows",                     "00000000000000000005"};
+    static const char *const names[] = {"00000000000000000000.arrows.tmp",
+                                        "0000000000000000000.arrows",
+                                        "000000000000000000000.arrows",
+                                        "99999999999999999999.arrows",
+                                        "-0000000000000000001.arrows",
+                                        "0000000000000000000x.arrows",
+                                        "00000000000000000000.arrow",
+                                        ".arrows",
+                                        "00000000000000000005"};
     make_log(300);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(file, sizeof file, "%s/0/%s", path, names[i]);
@@ -76,8 +81,12 @@ static void read_everything(void)
     if (sc_partition_describe(topic, 0, true, &info, &error) == SC_OK) {
         (void)try_read(topic, 0, info.start_offset, info.end_offset, &next, &error);
         sc_range range = {0, info.start_offset, info.end_offset};
-        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = time_of(1000),
-                                   .max_timestamp = time_of(2000), .limit = -1, .verify = true};
+        sc_scan_options options = {.ranges = &range,
+                                   .range_count = 1,
+                                   .min_timestamp = time_of(1000),
+                                   .max_timestamp = time_of(2000),
+                                   .limit = -1,
+                                   .verify = true};
         sc_scan *scan;
         CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
         (void)sc_scan_count(scan, &count, &error);

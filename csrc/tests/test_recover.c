@@ -204,8 +204,8 @@ static void test_a_batch_inside_a_damaged_value_is_not_a_record(void)
     sc_error error;
     sc_bytes value = {data + batches[2].position, end_position(3) - batches[2].position};
     sc_batch_input input = {.count = 1, .values = &value, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = 30};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION, .expected_offset = 30};
     CHECK_OK(sc_partition_append(topic, 0, &append, &first, &end, &error), error);
     append_records(topic, 0, 31, 9);
     append_records(topic, 0, 40, 10);

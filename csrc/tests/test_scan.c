@@ -26,8 +26,12 @@ static void drop_topic(sc_topic *topic)
 
 static sc_scan *scan_of(sc_topic *topic, const sc_range *ranges, int64_t count, int64_t limit)
 {
-    sc_scan_options options = {.ranges = ranges, .range_count = count, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = limit, .verify = true};
+    sc_scan_options options = {.ranges = ranges,
+                               .range_count = count,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = limit,
+                               .verify = true};
     sc_scan *scan;
     sc_error error;
     CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
@@ -115,8 +119,12 @@ static void test_batches_outside_the_wanted_times_are_passed_over(void)
 {
     sc_topic *topic = make_topic(true);
     sc_range range = {0, 0, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = time_of(1150),
-                               .max_timestamp = time_of(1349), .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = time_of(1150),
+                               .max_timestamp = time_of(1349),
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;
@@ -141,7 +149,8 @@ static void test_a_batch_is_verified_once_per_process(void)
     sc_topic *topic = make_topic(true);
     sc_error failed;
     CHECK_OK(sc_partition_flush(topic, 0, &failed), failed);
-    append_records(topic, 0, END, 1); /* its header says how far the log is durable: opening verifies only what follows */
+    append_records(topic, 0, END,
+                   1); /* its header says how far the log is durable: opening verifies only what follows */
     topic_close(topic);
     topic = topic_open_with(path, false, SEGMENT);
     sc_range range = {0, 0, END};
@@ -171,8 +180,12 @@ static void test_without_verification_only_headers_are_judged(void)
     CHECK_EQ(found_batches(file, batches, 4), 4);
     file_flip(file, batches[1].position + batches[1].header.total_size - 100);
     sc_range range = {0, 0, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = false};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = false};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;
@@ -247,7 +260,8 @@ static void test_a_scan_goes_on_while_the_log_grows_and_rolls(void)
     drop_topic(topic);
 }
 
-/* The file is cut under the mapping, by whom ever: an error, not a signal, whether or not the batch was verified before. */
+/* The file is cut under the mapping, by whom ever: an error, not a signal, whether or not the batch was verified
+ * before. */
 static void test_a_file_cut_under_its_mapping_is_an_error(void)
 {
     for (int verified = 0; verified <= 1; verified++) {

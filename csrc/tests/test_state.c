@@ -89,7 +89,7 @@ static void test_a_tail_is_never_read_torn(void)
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, publish_for_ever, NULL) == 0);
     int64_t before = 0;
-    for (int i = 0; i < 200000;) {
+    for (int i = 0; i < 1000000;) {
         if (!sc_slot_read(sc_state_slot(&other, 0), &tail))
             continue;
         CHECK(tail.start_offset == tail.schema_version && tail.end_offset == tail.allocated &&

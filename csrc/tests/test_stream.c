@@ -11,8 +11,12 @@ static sc_scan *make_scan(sc_topic **topic)
     for (int64_t i = 0; i < END; i += 50)
         append_records(*topic, 0, i, 50);
     sc_range range = {0, 25, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_error error;
     CHECK_OK(sc_scan_open(*topic, &options, &scan, &error), error);

@@ -1,6 +1,8 @@
 /* Appends, scans, flushes and rolls at once in one process. Meant to be run under -fsanitize=thread as well. */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -26,8 +28,12 @@ static void *append_own(void *argument)
         }
         sc_batch_input inputs[] = {{.count = 2, .values = values, .timestamp = i},
                                    {.count = EACH - 2, .values = values + 2, .timestamp = i}};
-        sc_append append = {.batches = inputs, .batch_count = 2, .schema_version = 1, .generation = GENERATION,
-                            .expected_offset = -1, .durable = i % 40 == 3};
+        sc_append append = {.batches = inputs,
+                            .batch_count = 2,
+                            .schema_version = 1,
+                            .generation = GENERATION,
+                            .expected_offset = -1,
+                            .durable = i % 40 == 3};
         sc_error error;
         CHECK_OK(sc_partition_append(topic, (uint32_t)(writer % PARTITIONS), &append, &first, &end, &error), error);
         CHECK_EQ(end - first, EACH);
@@ -48,8 +54,12 @@ static int64_t read_all(sc_topic *topic, uint32_t partition)
     CHECK_OK(sc_partition_describe(topic, partition, false, &info, &error), error);
     CHECK_EQ(info.end_offset % EACH, 0);
     sc_range range = {partition, 0, info.end_offset};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
     while ((code = sc_scan_next(scan, &batch, &error)) == SC_OK) {
         CHECK_OK(sc_batch_rows(&batch, &rows, &error), error);
@@ -138,8 +148,66 @@ static void test_concurrent_appends_scans_and_flushes_agree(void)
     folder_remove(path);
 }
 
+/* ---- a reader that knows nothing of us ------------------------------------------------------------------------- */
+
+enum { LIVE_SEGMENT = 32 << 20, LARGE_APPENDS = 300, SMALL_APPENDS = 6000 };
+
+/* Looks at the bytes of the growing file alone: once a message has its opening, all of it is there, and all that was
+ * appended with it. */
+static void *read_foreign(void *argument)
+{
+    const uint8_t *data = argument;
+    int64_t position = SCHEMA_SIZE, whole = 0;
+    for (;;) {
+        bool last = atomic_load(&done);
+        sc_header header;
+        const char *why;
+        enum sc_batch_state state = sc_batch_look(data + position, LIVE_SEGMENT - position, &header, &why);
+        if (state == SC_BATCH_NONE) {
+            CHECK(whole % 3 == 0); /* between appends, not inside one */
+            if (last)
+                return NULL;
+            continue;
+        }
+        CHECK_EQ(state, SC_BATCH_GOOD);
+        CHECK_EQ(sc_batch_checksum(data + position, &header), header.body_crc);
+        CHECK_EQ((header.flags & SC_FLAG_CONTINUED) != 0, whole % 3 != 2);
+        position += header.total_size;
+        whole++;
+    }
+}
+
+static void test_a_live_file_never_shows_half_an_append(void)
+{
+    for (int large = 0; large <= 1; large++) {
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, LIVE_SEGMENT);
+        sc_error error;
+        char file[FILE_MAX];
+        int64_t count = large ? 600 : 6, end = count, appends = 1;
+        CHECK_OK(try_append(topic, 0, 0, count, count / 3, false, &error), error);
+        segment_file(file, path, 0, 0);
+        int fd = open(file, O_RDONLY);
+        void *data = mmap(NULL, LIVE_SEGMENT, PROT_READ, MAP_SHARED, fd, 0);
+        CHECK(fd >= 0 && data != MAP_FAILED);
+        atomic_store(&done, false);
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, read_foreign, data) == 0);
+        for (; appends < (large ? LARGE_APPENDS : SMALL_APPENDS); appends++, end += count)
+            CHECK_OK(try_append(topic, 0, end, count, count / 3, false, &error), error);
+        atomic_store(&done, true);
+        pthread_join(thread, NULL);
+        munmap(data, LIVE_SEGMENT);
+        close(fd);
+        topic_close(topic);
+        check_log(path, end);
+        folder_remove(path);
+    }
+}
+
 int main(int argc, char **argv)
 {
     RUN(test_concurrent_appends_scans_and_flushes_agree);
+    RUN(test_a_live_file_never_shows_half_an_append);
     return 0;
 }

@@ -91,8 +91,8 @@ static atomic_long appended;
 static void *append_until_closed(void *topic)
 {
     sc_batch_input input = {.count = 1, .timestamp = 1};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION, .expected_offset = -1};
     sc_error error;
     int64_t first, end;
     int code;

@@ -213,6 +213,8 @@ def _serve(connection: socket.socket) -> None:
         if "reap" in request:
             answer = os.waitpid(request["reap"], 0)[1]
         else:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(request["module"])  # here, so that the next child has it already
             answer = os.fork()
             if answer == 0:
                 connection.close()

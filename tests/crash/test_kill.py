@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -109,7 +110,8 @@ def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_no_half_append(
     chance = random.Random(f"{path_name} {durability}")
     for kill in range(_EACH):
         if kill % _ROUNDS_PER_STORE == 0:
-            store_path = tmp_path / f"store-{kill}"
+            shutil.rmtree(tmp_path / "store", ignore_errors=True)
+            store_path = tmp_path / "store"
             ledger = Ledger(path_name)
         child = children.start(
             append_until_killed, store_path=str(store_path), path_name=path_name, durability=durability, writer=0,
@@ -119,6 +121,7 @@ def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_no_half_append(
         ledger.take(0, child)
         figures["kills"] += 1
         check_after_kill(ledger, store_path, figures, picture)
+    shutil.rmtree(store_path)  # much data
 
 
 # ---- in the middle of a copy -------------------------------------------------------------------------------------
@@ -240,6 +243,7 @@ def test_others_go_on_when_one_of_several_writers_of_a_partition_is_killed(
     with sc.open(store_path) as store:
         ledger.append(store.topic(TOPIC), 0)
     ledger.check_store(store_path)
+    shutil.rmtree(store_path)  # much data
 
 
 def check_live_files(store_path: Path) -> None:
@@ -292,6 +296,7 @@ def test_a_kill_leaves_each_topic_made_altered_widened_or_deleted_or_as_it_was(
         first += len(child.said("BEGUN")) + 1
         maybe = take_changes(known, child)
         check_topics(store_path, known, maybe)
+    figures["folders of topics left behind"] += len(list((store_path / "topics").iterdir())) - len(known)
 
 
 def take_changes(known: dict[str, Known], child: Child) -> set[str]:
@@ -340,6 +345,19 @@ def check_topics(store_path: Path, known: dict[str, Known], maybe: set[str]) -> 
             assert [record.value for record in topic.scan()].count(b"after the kill") >= 1
             known[name] = Known({len(topic.partitions)}, {topic.config.retention_ms}, {topic.scan().count()})
         assert store.verify() == []
+
+
+def test_what_a_process_left_that_died_while_it_deleted_a_topic_is_cleared_by_the_next_writer(tmp_path: Path) -> None:
+    with sc.open(tmp_path / "store") as store:
+        folder = store.create_topic(TOPIC).folder
+        store.topic(TOPIC).append([b"value"])
+    left = tmp_path / "store" / "topics" / f".deleted-{folder}"
+    shutil.copytree(left.with_name(folder), left)
+    with sc.open(tmp_path / "store", "r"):
+        assert left.exists()
+    with sc.open(tmp_path / "store") as store:
+        assert not left.exists()
+        assert [record.value for record in store.topic(TOPIC).scan()] == [b"value"]
 
 
 # ---- controls: the checker finds what a broken log would do ----------------------------------------------------
