@@ -4,7 +4,9 @@
  *
  *   1. sizes are worked out and input is checked, without a lock
  *   2. lock; find the end of the log; roll when the segment is full, old, or of another schema
- *   3. reserve disk space: a full disk is an error here, and nothing is harmed
+ *   3. reserve disk space: a full disk is an error here, and nothing is harmed. Before the file grows, a batch without
+ *      records takes up what is left of it: no batch lies across a length that the file once had, so whoever has mapped
+ *      it at that length finds whole batches up to its end
  *   4. store every batch but the eight bytes that open the first one
  *   5. store those, and publish the new end: now every reader sees all of it
  *   6. unlock; with durability, wait for the sync that covers it
@@ -94,7 +96,8 @@ static int segment_path(const sc_partition *partition, int64_t base_offset, cons
 static int open_writer(append_state *self, int64_t needed, sc_error *error)
 {
     sc_writer *writer = &self->partition->writer;
-    if (writer->data != NULL && writer->base_offset == self->tail.segment_base && writer->size >= needed)
+    if (writer->data != NULL && writer->base_offset == self->tail.segment_base &&
+        writer->file_number == self->tail.file_number && writer->size >= needed)
         return SC_OK;
     sc_writer_close(writer);
     char path[SC_PATH_MAX];
@@ -113,26 +116,30 @@ static int open_writer(append_state *self, int64_t needed, sc_error *error)
         return code;
     }
     *writer = (sc_writer){.data = data, .fd = -1, .size = size, .base_offset = self->tail.segment_base,
-                          .populated = self->tail.end_position};
+                          .file_number = self->tail.file_number, .populated = self->tail.end_position};
     keep_descriptor(writer, fd);
     return SC_OK;
 }
 
-/* Reserves disk space up to `needed`: doubling from 64 KiB, by at most 64 MiB, and just enough when that is too much.
- * Each time costs the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve
- * much at once. */
-static int allocate(append_state *self, int64_t needed, sc_error *error)
+/* How large to make a file of `old` bytes that must have `needed`: doubling from 64 KiB, by at most 64 MiB. Each time costs
+ * the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve much at once. */
+static int64_t grown_size(const append_state *self, int64_t old, int64_t needed)
 {
-    int64_t old = self->tail.allocated;
-    if (needed <= old)
-        return SC_OK;
     int64_t burst = ALLOCATION_BURST * self->total_size;
     int64_t step = old > burst ? old : burst;
     step = step < ALLOCATION_FIRST ? ALLOCATION_FIRST : step > ALLOCATION_STEP_MAX ? ALLOCATION_STEP_MAX : step;
     int64_t wanted = round_up(old + step > needed ? old + step : needed, SC_PAGE);
     int64_t limit = round_up(self->settings.segment_bytes, SC_PAGE);
-    if (wanted > limit)
-        wanted = round_up(needed > limit ? needed : limit, SC_PAGE);
+    return wanted > limit ? round_up(needed > limit ? needed : limit, SC_PAGE) : wanted;
+}
+
+/* Reserves disk space up to `needed`, or more; just enough when more is too much. */
+static int allocate(append_state *self, int64_t needed, sc_error *error)
+{
+    int64_t old = self->tail.allocated;
+    if (needed <= old)
+        return SC_OK;
+    int64_t wanted = grown_size(self, old, needed);
     char path[SC_PATH_MAX];
     int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
     if (code != SC_OK)
@@ -177,7 +184,7 @@ static void populate(append_state *self, int64_t end)
 
 /* ---- new segments ------------------------------------------------------------------------------------------ */
 
-static int write_new_segment(append_state *self, const char *temporary, int64_t allocated, sc_error *error)
+static int write_new_segment(append_state *self, const char *temporary, int64_t *allocated, sc_error *error)
 {
     const sc_layout *layout = self->layout;
     uint8_t *message = malloc((size_t)layout->schema_message_size);
@@ -187,8 +194,14 @@ static int write_new_segment(append_state *self, const char *temporary, int64_t 
     (void)sc_os.unlink(temporary);
     int fd = sc_os.open(temporary, SC_OPEN_CREATE);
     int code = SC_OK;
-    if (fd < 0 || sc_os.allocate(fd, 0, allocated) != 0 ||
-        sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
+    int64_t needed = layout->schema_message_size + self->total_size + sc_encoding_empty_size(layout);
+    *allocated = grown_size(self, 0, needed);
+    bool reserved = fd >= 0 && sc_os.allocate(fd, 0, *allocated) == 0;
+    if (fd >= 0 && !reserved && round_up(needed, SC_PAGE) < *allocated) {
+        *allocated = round_up(needed, SC_PAGE);
+        reserved = sc_os.allocate(fd, 0, *allocated) == 0;
+    }
+    if (!reserved || sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
         code = sc_fail_os(error, "cannot make a segment", temporary);
     if (fd >= 0)
         sc_os.close(fd);
@@ -205,20 +218,19 @@ static int make_folder(append_state *self, sc_error *error)
     return code;
 }
 
-/* The file appears under its name with its schema in it. It is synced by the first flush: until then nothing that was
- * promised depends on it. */
+/* The file appears under its name with its schema in it, and room for the append that needs it. It is synced by the first
+ * flush: until then nothing that was promised depends on it. */
 static int create_segment(append_state *self, sc_error *error)
 {
     char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
-    int64_t base_offset = self->tail.end_offset;
-    int64_t allocated = round_up(self->layout->schema_message_size + 1, ALLOCATION_FIRST);
+    int64_t base_offset = self->tail.end_offset, allocated = 0;
     int code = make_folder(self, error);
     if (code == SC_OK)
         code = segment_path(self->partition, base_offset, "", path, error);
     if (code == SC_OK)
         code = segment_path(self->partition, base_offset, ".tmp", temporary, error);
     if (code == SC_OK)
-        code = write_new_segment(self, temporary, allocated, error);
+        code = write_new_segment(self, temporary, &allocated, error);
     if (code == SC_OK && sc_os.rename(temporary, path) != 0)
         code = sc_fail_os(error, "cannot name a new segment", path);
     if (code != SC_OK) {
@@ -233,6 +245,7 @@ static int create_segment(append_state *self, sc_error *error)
     self->tail.allocated = allocated;
     self->tail.created_ms = sc_os.now_ms();
     self->tail.sealed = 0;
+    self->tail.file_number++;
     self->tail.schema_version = self->layout->schema_version;
     sc_slot_publish(self->slot, &self->tail);
     return SC_OK;
@@ -240,11 +253,11 @@ static int create_segment(append_state *self, sc_error *error)
 
 /* Stores through the writer's mapping. A page that cannot be read in, or that somebody cut off the file, is an error and
  * not a signal. */
-static int store_guarded(append_state *self, void (*store)(void *), sc_error *error)
+static int store_guarded(append_state *self, void (*store)(void *), void *context, sc_error *error)
 {
     sc_writer *writer = &self->partition->writer;
     char path[SC_PATH_MAX];
-    if (sc_os_read_mapped(writer->data, (size_t)writer->size, store, self))
+    if (sc_os_read_mapped(writer->data, (size_t)writer->size, store, context))
         return SC_OK;
     sc_writer_close(writer);
     int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
@@ -268,13 +281,22 @@ static int seal_segment(append_state *self, sc_error *error)
         code = open_writer(self, end + SC_OPENING_SIZE, error);
     if (code != SC_OK)
         return code;
-    code = store_guarded(self, store_end_marker, error);
+    code = store_guarded(self, store_end_marker, self, error);
     if (code != SC_OK)
         return code;
     self->tail.sealed = 1;
     sc_slot_publish(self->slot, &self->tail);
     sc_writer_close(&self->partition->writer);
     return SC_OK;
+}
+
+/* Where the append will lie in the active segment: at its end, or behind the old end of the file when that must grow. */
+static int64_t place_of(const append_state *self)
+{
+    const sc_tail *tail = &self->tail;
+    int64_t reserve = sc_encoding_empty_size(self->layout), old_end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
+    bool fits = tail->end_position + self->total_size + reserve <= tail->allocated;
+    return fits || old_end - tail->end_position < reserve ? tail->end_position : old_end;
 }
 
 static bool must_roll(const append_state *self)
@@ -285,7 +307,8 @@ static bool must_roll(const append_state *self)
         return true;
     if (empty)
         return false;
-    return tail->end_position + self->total_size + SC_OPENING_SIZE > self->settings.segment_bytes ||
+    int64_t end = place_of(self) + self->total_size;
+    return end + sc_encoding_empty_size(self->layout) > self->settings.segment_bytes ||
            (self->settings.segment_ms > 0 && sc_os.now_ms() - tail->created_ms >= self->settings.segment_ms);
 }
 
@@ -336,7 +359,7 @@ static int find_end(append_state *self, sc_error *error)
     bool known = sc_slot_read(self->slot, &self->tail);
     if (known && atomic_load(&self->slot->dirty) == 0)
         return SC_OK;
-    int64_t durable_offset = known ? self->tail.durable_offset : 0;
+    int64_t durable_offset = known ? self->tail.durable_offset : 0, file_number = known ? self->tail.file_number : 0;
     if (known) /* somebody died in the middle of an append: the writer's mapping may be of a file that is gone */
         sc_writer_close(&self->partition->writer);
     int code = sc_partition_recover(self->partition, true, &self->tail, error);
@@ -344,6 +367,7 @@ static int find_end(append_state *self, sc_error *error)
         return code;
     if (durable_offset > self->tail.durable_offset && durable_offset <= self->tail.end_offset)
         self->tail.durable_offset = durable_offset; /* what was synced stays so */
+    self->tail.file_number = file_number + 1;
     sc_slot_publish(self->slot, &self->tail);
     atomic_store(&self->slot->dirty, 0);
     return SC_OK;
@@ -387,6 +411,71 @@ static void store_first_opening(void *context)
     append_state *self = context;
     store_opening(self, self->tail.end_position, &self->encodings[0]);
 }
+
+/* ---- batches without records ------------------------------------------------------------------------------- */
+
+struct filler {
+    append_state *state;
+    sc_encoding encoding;
+};
+
+static void store_filler(void *context)
+{
+    struct filler *self = context;
+    const sc_tail *tail = &self->state->tail;
+    sc_placement placement = {.base_offset = tail->end_offset, .durable_offset = tail->durable_offset};
+    sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);
+    store_opening(self->state, tail->end_position, &self->encoding);
+}
+
+/* Puts a batch without records at the end of the log, up to `end`. The segment is mapped, and marked dirty. */
+static int fill_up_to(append_state *self, int64_t end, sc_error *error)
+{
+    struct filler filler = {.state = self};
+    int code = sc_encoding_plan_empty(&filler.encoding, self->layout, end - self->tail.end_position, error);
+    if (code != SC_OK)
+        return code;
+    code = store_guarded(self, store_filler, &filler, error);
+    sc_encoding_free(&filler.encoding);
+    if (code != SC_OK)
+        return code;
+    self->tail.end_position = end;
+    self->tail.proven_offset = self->tail.durable_offset;
+    if (self->partition->writer.populated < end)
+        self->partition->writer.populated = end;
+    return SC_OK;
+}
+
+int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail)
+{
+    const sc_layout *layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version);
+    return layout == NULL ? SC_OPENING_SIZE : sc_encoding_empty_size(layout);
+}
+
+void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *tail)
+{
+    sc_error unused;
+    append_state self = {.partition = partition, .settings = sc_topic_settings_read(partition->topic), .slot = slot,
+                         .tail = *tail, .layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version)};
+    if (self.layout == NULL || tail->segment_base < 0 || tail->sealed || tail->durable_offset < tail->end_offset ||
+        tail->proven_offset >= tail->end_offset || atomic_load(&slot->poisoned) != 0 || atomic_load(&slot->dirty) != 0)
+        return;
+    int64_t size = sc_encoding_empty_size(self.layout), end = tail->end_position + size;
+    if (end > tail->allocated)
+        return;
+    if (end + size > tail->allocated)
+        end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
+    if (allocate(&self, end + size, &unused) != SC_OK || open_writer(&self, end + size, &unused) != SC_OK)
+        return;
+    atomic_store(&slot->dirty, 1);
+    if (fill_up_to(&self, end, &unused) != SC_OK)
+        return;
+    sc_slot_publish(slot, &self.tail);
+    atomic_store(&slot->dirty, 0);
+    *tail = self.tail;
+}
+
+/* ---- scratch ----------------------------------------------------------------------------------------------- */
 
 void sc_scratch_free(sc_scratch *scratch)
 {
@@ -486,27 +575,33 @@ static int append_locked(append_state *self, sc_error *error)
     if (self->record_count > INT64_MAX - self->tail.end_offset)
         return sc_fail(error, SC_RANGE, "the log ends at offset %lld: there are no more", (long long)self->tail.end_offset);
     code = ensure_segment(self, error);
-    int64_t end = self->tail.end_position + self->total_size;
+    if (code != SC_OK)
+        return code;
+    int64_t place = place_of(self), end = place + self->total_size, reserve = sc_encoding_empty_size(self->layout);
+    code = allocate(self, end + reserve, error);
     if (code == SC_OK)
-        code = allocate(self, end + SC_OPENING_SIZE, error); /* room for the zeros that end the stream */
-    if (code == SC_OK)
-        code = open_writer(self, end + SC_OPENING_SIZE, error);
+        code = open_writer(self, end + reserve, error);
     if (code != SC_OK)
         return code;
     atomic_store(&self->slot->dirty, 1); /* stays so when a write fails: the next append then clears what is there */
+    if (place > self->tail.end_position)
+        code = fill_up_to(self, place, error);
+    if (code != SC_OK)
+        return code;
     if (self->total_size >= WRITE_SIZE_MIN) {
         code = write_batches(self, error);
     } else {
         populate(self, end);
-        code = store_guarded(self, store_batches, error);
+        code = store_guarded(self, store_batches, self, error);
     }
     if (code == SC_OK)
-        code = store_guarded(self, store_first_opening, error);
+        code = store_guarded(self, store_first_opening, self, error);
     if (code != SC_OK)
         return code;
     note_batches(self);
     self->tail.end_position = end;
     self->tail.end_offset += self->record_count;
+    self->tail.proven_offset = self->tail.durable_offset;
     sc_slot_publish(self->slot, &self->tail);
     atomic_store(&self->slot->dirty, 0);
     return SC_OK;
@@ -560,6 +655,7 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
     *first_offset = self.tail.end_offset - self.record_count;
     atomic_store_explicit(&self.partition->touched, true, memory_order_relaxed);
     atomic_store_explicit(&self.partition->unflushed, true, memory_order_relaxed);
+    atomic_store_explicit(&self.partition->unnoted, true, memory_order_relaxed);
     sc_state_wake(&topic->state);
     return request->durable ? sc_partition_wait_durable(self.partition, self.tail.end_offset, error) : SC_OK;
 }

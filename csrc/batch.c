@@ -34,8 +34,8 @@ static bool is_consistent(const sc_header *header, int64_t metadata_size)
     return header->metadata_size == metadata_size &&
            header->total_size >= SC_OPENING_SIZE + metadata_size + SC_HEADER_SIZE &&
            header->total_size % SC_ALIGNMENT == 0 && header->total_size <= SC_BATCH_BYTES_MAX &&
-           header->base_offset >= 0 && header->last_offset >= header->base_offset && header->record_count >= 0 &&
-           header->last_offset < INT64_MAX &&
+           header->base_offset >= 0 && header->record_count >= 0 && header->last_offset < INT64_MAX &&
+           header->last_offset >= header->base_offset - (header->record_count == 0) &&
            /* row i has offset base + i: a batch with gaps would be of a later version */
            (header->record_count == 0 || header->record_count == header->last_offset - header->base_offset + 1);
 }

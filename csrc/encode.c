@@ -527,13 +527,10 @@ static int plan_columns(sc_encoding *encoding, sc_error *error)
     return code;
 }
 
-int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_batch_input *input,
-                     int64_t max_record_bytes, sc_error *error)
+static int plan(sc_encoding *encoding, const sc_layout *layout, const sc_batch_input *input, int64_t max_record_bytes,
+                sc_error *error)
 {
     *encoding = (sc_encoding){.layout = layout, .input = input, .max_record_bytes = max_record_bytes};
-    if (input->count <= 0 || input->count > SC_BATCH_ROWS_MAX)
-        return sc_fail(error, SC_INVALID, "a batch has 1 to %d rows, not %lld", SC_BATCH_ROWS_MAX,
-                       (long long)input->count);
     int code = input->message != NULL ? plan_message(encoding, error) : SC_OK;
     if (code != SC_OK)
         return code;
@@ -562,6 +559,35 @@ int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_ba
     return code;
 }
 
+int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_batch_input *input,
+                     int64_t max_record_bytes, sc_error *error)
+{
+    if (input->count <= 0 || input->count > SC_BATCH_ROWS_MAX)
+        return sc_fail(error, SC_INVALID, "a batch has 1 to %d rows, not %lld", SC_BATCH_ROWS_MAX,
+                       (long long)input->count);
+    return plan(encoding, layout, input, max_record_bytes, error);
+}
+
+int64_t sc_encoding_empty_size(const sc_layout *layout)
+{
+    return SC_OPENING_SIZE + layout->metadata_size + SC_HEADER_SIZE + SC_ALIGNMENT; /* the first offset of each column */
+}
+
+int sc_encoding_plan_empty(sc_encoding *encoding, const sc_layout *layout, int64_t size, sc_error *error)
+{
+    static const sc_batch_input nothing;
+    assert(size >= sc_encoding_empty_size(layout) && size % SC_ALIGNMENT == 0);
+    if (size > SC_BATCH_BYTES_MAX)
+        return sc_fail(error, SC_TOO_LARGE, "%lld bytes in one batch: it holds at most 2 GiB", (long long)size);
+    int code = plan(encoding, layout, &nothing, 0, error);
+    if (code != SC_OK)
+        return code;
+    encoding->padding = size - encoding->total_size;
+    encoding->body_size += encoding->padding;
+    encoding->total_size = size;
+    return SC_OK;
+}
+
 static void write_metadata(const sc_encoding *encoding, uint8_t *at)
 {
     const sc_layout *layout = encoding->layout;
@@ -578,6 +604,17 @@ static void write_metadata(const sc_encoding *encoding, uint8_t *at)
     memcpy(at + SC_METADATA_ROWS, &encoding->input->count, 8);
     memcpy(at + SC_METADATA_NODES, encoding->nodes, (size_t)nodes * sizeof(sc_node));
     memcpy(at + sc_metadata_buffers_at(nodes), encoding->buffers, (size_t)buffers * sizeof(sc_buffer));
+}
+
+static uint32_t checksum(const sc_encoding *encoding, const uint8_t *at, const sc_header *header)
+{
+    static const uint8_t zeros[4096];
+    sc_header stored = *header;
+    stored.total_size -= encoding->padding;
+    uint32_t crc = sc_batch_checksum(at, &stored);
+    for (int64_t left = encoding->padding; left > 0; left -= (int64_t)sizeof zeros)
+        crc = sc_crc32c(crc, zeros, left < (int64_t)sizeof zeros ? (size_t)left : sizeof zeros);
+    return crc;
 }
 
 void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *placement)
@@ -605,7 +642,7 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
         .base_sequence = -1,
         .schema_version = encoding->layout->schema_version,
     };
-    header.body_crc = sc_batch_checksum(at, &header);
+    header.body_crc = checksum(encoding, at, &header);
     sc_header_seal(&header);
     memcpy(encoding->body, &header, sizeof header);
 }

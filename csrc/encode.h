@@ -13,6 +13,7 @@ typedef struct sc_encoding {
     uint16_t flags; /* codec and has-headers */
 
     int64_t metadata_size, body_size, zeros_size;
+    int64_t padding; /* zeros at the end of the body that are not stored: the place is zero already */
     int32_t next_buffer;
     sc_node *nodes;
     sc_buffer *buffers;
@@ -33,7 +34,11 @@ typedef struct sc_placement {
 /* Works out sizes and checks the input; reads it, writes nothing. */
 int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_batch_input *input,
                      int64_t max_record_bytes, sc_error *error);
-/* Writes all of the message but its opening to `at`, which holds total_size zero bytes. Cannot fail. */
+/* Plans a batch without records that takes `size` bytes: at least sc_encoding_empty_size, and a multiple of 64. */
+int sc_encoding_plan_empty(sc_encoding *encoding, const sc_layout *layout, int64_t size, sc_error *error);
+int64_t sc_encoding_empty_size(const sc_layout *layout);
+/* Writes all of the message but its opening to `at`, which holds total_size zero bytes. Cannot fail.
+ * Of an empty batch only the first sc_encoding_empty_size bytes are touched. */
 void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *placement);
 /* The eight bytes that open the message. */
 uint64_t sc_encoding_opening(const sc_encoding *encoding);

@@ -62,6 +62,23 @@ static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tai
     return code;
 }
 
+/* Where the end marker of a sealed segment must be: behind its last batch of any kind; -1: it cannot be read. */
+static int64_t find_marker(sc_partition *partition, sc_segment *segment, int64_t position)
+{
+    sc_mapping *mapping;
+    sc_error error;
+    int64_t nothing = 0;
+    if (sc_segment_map(segment, 0, atomic_load(&partition->topic->layouts), partition->number, &mapping, &error) != SC_OK)
+        return -1;
+    sc_look look = sc_segment_look(mapping, position, mapping->size, false, &nothing);
+    while (look.state == SC_BATCH_GOOD && look.header.record_count == 0) {
+        position += look.header.total_size;
+        look = sc_segment_look(mapping, position, mapping->size, false, &nothing);
+    }
+    sc_mapping_release(mapping);
+    return look.state == SC_BATCH_MARKER ? position : -1;
+}
+
 /* A sealed segment is synced now: its index becomes final and its preallocated tail goes. Neither is needed for
  * anything but time and space, so failures are passed over. */
 static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t end_offset)
@@ -72,14 +89,12 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     if (sc_segment_summarize(segment, 0, atomic_load(&partition->topic->layouts), partition->number, end_offset, true,
                              &summary, &unused) != SC_OK)
         return;
-    int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
+    int64_t marker = find_marker(partition, segment, summary.size);
+    int fd = marker < 0 ? -1 : sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
         return;
-    uint32_t marker[2];
-    int64_t size = page_ceiling(summary.size + SC_OPENING_SIZE);
-    if (sc_os.stat(fd, &stat) == 0 && stat.size > size &&
-        sc_os_read_whole(fd, marker, sizeof marker, summary.size) == 0 && marker[0] == SC_CONTINUATION &&
-        marker[1] == 0)
+    int64_t size = page_ceiling(marker + SC_OPENING_SIZE);
+    if (sc_os.stat(fd, &stat) == 0 && stat.size > size)
         (void)sc_os.truncate(fd, size);
     sc_os.close(fd);
 }
@@ -200,14 +215,14 @@ int sc_partition_flush(sc_topic *topic, uint32_t number, sc_error *error)
     return code;
 }
 
-/* ---- closing ----------------------------------------------------------------------------------------------- */
+/* ---- closing, and notes that the log is durable ------------------------------------------------------------ */
 
-/* Cuts the active segment behind its end. Eight zero bytes stay, so that a reader of any kind still sees the end of the
- * stream inside the file. The new size is published before the cut: who is killed in between leaves a file that is longer
+/* Cuts the active segment behind its end. Room for a batch without records stays: the next append may need it, and until then
+ * readers of any kind see the end of the stream there. The new size is published before the cut: who is killed in between leaves a file that is longer
  * than it must be, never one that others store behind the end of. */
 static int cut_tail(sc_partition *partition, sc_slot *slot, sc_tail *tail, sc_error *error)
 {
-    int64_t size = page_ceiling(tail->end_position + SC_OPENING_SIZE), next_base;
+    int64_t size = page_ceiling(tail->end_position + sc_partition_reserve(partition, tail)), next_base;
     sc_segment *segment;
     int code = sc_partition_find(partition, tail, tail->segment_base, &segment, &next_base, error);
     if (code != SC_OK || segment == NULL || size >= tail->allocated) {
@@ -237,8 +252,24 @@ int sc_partition_trim(sc_partition *partition, sc_error *error)
     if (code != SC_OK)
         return code;
     sc_writer_close(&partition->writer);
-    if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed)
+    if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed) {
+        sc_partition_append_note(partition, slot, &tail);
+        sc_writer_close(&partition->writer);
         code = cut_tail(partition, slot, &tail, error);
+    }
     sc_partition_unlock(partition);
     return code;
+}
+
+int sc_partition_note_durable(sc_partition *partition, sc_error *error)
+{
+    sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
+    sc_tail tail;
+    int code = sc_partition_lock(partition, error);
+    if (code != SC_OK)
+        return code;
+    if (sc_slot_read(slot, &tail))
+        sc_partition_append_note(partition, slot, &tail);
+    sc_partition_unlock(partition);
+    return SC_OK;
 }

@@ -245,14 +245,15 @@ static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t e
                              sc_error *error)
 {
     int64_t position = segment->first_position, offset = segment->base_offset, unused = 0;
-    *summary = (sc_summary){.min_timestamp = INT64_MAX, .max_timestamp = INT64_MIN};
+    *summary = (sc_summary){.size = position, .min_timestamp = INT64_MAX, .max_timestamp = INT64_MIN};
     while (offset < end_offset) {
         sc_look look = sc_segment_look(mapping, position, mapping->size, false, &unused);
         if (look.state != SC_BATCH_GOOD || look.header.base_offset != offset) {
             look.why = look.state == SC_BATCH_BAD ? look.why : "records are missing here";
             return sc_segment_fail(segment, &look, offset, position, error);
         }
-        sc_segment_note(segment, offset, position);
+        if (look.header.record_count > 0)
+            sc_segment_note(segment, offset, position);
         summary->count += look.header.record_count;
         if (look.header.record_count > 0 && look.header.min_timestamp < summary->min_timestamp)
             summary->min_timestamp = look.header.min_timestamp;
@@ -260,9 +261,10 @@ static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t e
             summary->max_timestamp = look.header.max_timestamp;
         position += look.header.total_size;
         offset = look.header.last_offset + 1;
+        if (look.header.record_count > 0)
+            summary->size = position;
     }
     summary->end_offset = offset;
-    summary->size = position;
     return SC_OK;
 }
 

@@ -41,6 +41,7 @@ int sc_mapping_open(const char *path, int64_t size, sc_mapping **out, int64_t *f
     }
     mapping->data = data;
     mapping->size = size;
+    mapping->inode = stat.inode;
     atomic_init(&mapping->references, 1);
     *out = mapping;
     return SC_OK;

@@ -10,6 +10,8 @@ struct sc_mapping {
     atomic_long references;
     const uint8_t *data;
     int64_t size; /* mapped; the file may be shorter, and what lies behind its end is never touched */
+    uint64_t inode; /* of the file, which may have another name by now, or none */
+    atomic_bool began; /* a batch was seen in it: it is not an empty segment that may be replaced */
     _Atomic uint8_t *verified; /* a bit for each 512 bytes: the batch that begins there matches its checksum */
 };
 

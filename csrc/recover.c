@@ -156,7 +156,8 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
             position = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end, &look.header);
             continue;
         }
-        sc_segment_note(segment, look.header.base_offset, position);
+        if (look.header.record_count > 0)
+            sc_segment_note(segment, look.header.base_offset, position);
         *header = look.header;
         *found = true;
         position += look.header.total_size;
@@ -303,7 +304,8 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         if (look.unreadable)
             return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
         if (look.state == SC_BATCH_GOOD && look.header.base_offset == at->offset) {
-            sc_segment_note(segment, at->offset, at->position);
+            if (look.header.record_count > 0)
+                sc_segment_note(segment, at->offset, at->position);
             pass(at, &look.header);
             continue;
         }
@@ -478,6 +480,7 @@ static int settle(recovery *self, const place *at)
         .created_ms = sc_os.now_ms(),
         .sealed = at->sealed,
         .schema_version = self->segments[at->segment]->layout->schema_version,
+        .proven_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
     };
     return code;
 }
@@ -546,6 +549,8 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
         /* what was found is made durable by the next flush, at the latest at closing, as if we had appended it */
         atomic_store(&partition->touched, true);
         atomic_store(&partition->unflushed, true);
+        atomic_store(&partition->unnoted, true);
+        atomic_store(&partition->topic->found_unflushed, true);
     }
     return code;
 }

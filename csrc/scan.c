@@ -260,7 +260,8 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
     if (look.state != SC_BATCH_GOOD)
         return step_over_damage(scan, &look, error);
     int64_t position = scan->position, from_offset = scan->offset;
-    sc_segment_note(scan->segment, look.header.base_offset, position);
+    if (look.header.record_count > 0)
+        sc_segment_note(scan->segment, look.header.base_offset, position);
     scan->position += look.header.total_size;
     scan->chain_offset = look.header.last_offset + 1;
     if (look.header.last_offset < from_offset)

@@ -93,16 +93,24 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
     return SC_OK;
 }
 
-/* A segment that was mapped while it was active may have been sealed at a size beyond that mapping. */
-static bool has_outgrown(sc_segment *segment)
+/* Whether the file must be mapped anew. One that was mapped while it was active may have been sealed at a size beyond that
+ * mapping, and one that was empty may have been replaced by another of its name. */
+static bool is_stale(sc_segment *segment, int64_t size)
 {
     sc_file_stat stat;
+    if (segment->mapping == NULL || segment->mapping->size < size)
+        return true;
+    bool active = size > 0;
+    if (active ? atomic_load_explicit(&segment->mapping->began, memory_order_relaxed) : !segment->may_grow)
+        return false;
     int fd = sc_os.open(segment->path, SC_OPEN_READ);
-    if (fd < 0)
+    bool known = fd >= 0 && sc_os.stat(fd, &stat) == 0;
+    if (fd >= 0)
+        sc_os.close(fd);
+    if (!known)
         return false; /* gone: the mapping is what there is */
-    segment->may_grow = sc_os.stat(fd, &stat) != 0;
-    sc_os.close(fd);
-    return !segment->may_grow && stat.size > segment->mapping->size;
+    segment->may_grow = active;
+    return stat.inode != segment->mapping->inode || (!active && stat.size > segment->mapping->size);
 }
 
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
@@ -110,8 +118,7 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
 {
     pthread_mutex_lock(&segment->mutex);
     int code = SC_OK;
-    if (segment->mapping == NULL || segment->mapping->size < size ||
-        (size == 0 && segment->may_grow && has_outgrown(segment)))
+    if (is_stale(segment, size))
         code = map_file(segment, size, layouts, partition, error);
     if (code == SC_OK) {
         sc_mapping_retain(segment->mapping);
@@ -158,6 +165,8 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
         self.look.unreadable = true;
         return self.look;
     }
+    if (self.look.state == SC_BATCH_GOOD && !atomic_load_explicit(&mapping->began, memory_order_relaxed))
+        atomic_store_explicit(&mapping->began, true, memory_order_relaxed);
     if (self.verify && self.look.state == SC_BATCH_GOOD) {
         sc_mapping_set_verified(mapping, position);
         *bytes_verified += self.look.header.total_size;

@@ -21,7 +21,9 @@ typedef struct sc_index_entry {
 } sc_index_entry;
 
 typedef struct sc_summary {
-    int64_t end_offset, size, count, min_timestamp, max_timestamp;
+    int64_t end_offset;
+    int64_t size; /* bytes up to the end of the last batch with records */
+    int64_t count, min_timestamp, max_timestamp;
 } sc_summary;
 
 typedef struct sc_segment {

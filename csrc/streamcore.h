@@ -171,6 +171,12 @@ int sc_partition_append(sc_topic *topic, uint32_t partition, const sc_append *ap
 int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
 /* Flushes every partition that this handle appended to since its last flush. */
 int sc_topic_flush(sc_topic *topic, sc_error *error);
+/* True, once, when recovery found data that may not be on the drive: a flush should follow soon. */
+bool sc_topic_found_unflushed(sc_topic *topic);
+/* Notes in the log of each partition that this handle appended to, where all of it is durable, that it is: what is damaged
+ * later is then told from an append that was in flight. Closing does so too. For logs that rest: a note takes some 700
+ * bytes. */
+int sc_topic_note_durable(sc_topic *topic, sc_error *error);
 
 /* ---- looking ----------------------------------------------------------------------------------------------- */
 

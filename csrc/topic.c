@@ -259,6 +259,28 @@ int sc_topic_flush(sc_topic *topic, sc_error *error)
     return code;
 }
 
+bool sc_topic_found_unflushed(sc_topic *topic)
+{
+    return atomic_load_explicit(&topic->found_unflushed, memory_order_relaxed) &&
+           atomic_exchange(&topic->found_unflushed, false);
+}
+
+int sc_topic_note_durable(sc_topic *topic, sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    uint32_t partitions = sc_topic_settings_read(topic).partitions;
+    for (uint32_t i = 0; i < partitions && code == SC_OK; i++) {
+        sc_partition *partition = atomic_load(&topic->partitions[i]);
+        if (partition != NULL && !atomic_load(&partition->unflushed) && atomic_exchange(&partition->unnoted, false) &&
+            !sc_topic_is_deleted(topic))
+            code = sc_partition_note_durable(partition, error);
+    }
+    sc_topic_leave(topic);
+    return code;
+}
+
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
 static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool *beyond,

@@ -13,6 +13,7 @@ typedef struct sc_writer {
     uint8_t *data; /* NULL: none, and then there is no descriptor either */
     int fd;        /* -1: too many are open, it is opened when needed */
     int64_t size, base_offset;
+    int64_t file_number; /* of the tail, when it was mapped */
     int64_t populated; /* pages below this position are mapped already */
     int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
 } sc_writer;
@@ -30,6 +31,7 @@ typedef struct sc_partition {
     pthread_cond_t synced;
     bool syncing;
     atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
+    atomic_bool unnoted;   /* the log does not say yet that what this handle appended or recovered is durable */
     atomic_bool touched;   /* this handle appended or recovered: it flushes and trims when it closes */
 } sc_partition;
 
@@ -47,6 +49,7 @@ struct sc_topic {
     uint32_t fork_generation;
     atomic_long users;
     atomic_bool closing;
+    atomic_bool found_unflushed; /* recovery found data that may not be on the drive, and nobody asked since */
     bool closed;
     pthread_mutex_t mutex; /* closing, settings, adding partitions and layouts */
     pthread_cond_t left;
@@ -96,10 +99,17 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
 int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error);
 /* At the end of a handle's use: flushes, and gives preallocated space back. */
 int sc_partition_trim(sc_partition *partition, sc_error *error);
+/* When all of the log is durable, notes that in the log. */
+int sc_partition_note_durable(sc_partition *partition, sc_error *error);
 
 /* ---- append.c ---- */
 
 void sc_writer_close(sc_writer *writer);
+/* Notes at the end of the log, in a batch without records, that all of it is durable, if it is and the log does not say so:
+ * what is damaged later is then no torn tail. The caller holds the partition's lock. Failures are passed over. */
+void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *tail);
+/* The bytes that stay free behind the end of a live log, for a batch without records. */
+int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail);
 void sc_scratch_free(sc_scratch *scratch);
 
 #endif

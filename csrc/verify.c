@@ -76,9 +76,12 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
                            int64_t end_offset)
 {
     int64_t position = segment->first_position, offset = segment->base_offset, unused = 0;
-    while (offset < end_offset && !self->stopped) {
+    while (!self->stopped) {
         sc_look look = sc_segment_look(mapping, position, end_position, true, &unused);
-        if (look.state == SC_BATCH_GOOD && look.header.base_offset == offset) {
+        bool good = look.state == SC_BATCH_GOOD && look.header.base_offset == offset;
+        if (offset >= end_offset && !(good && look.header.record_count == 0))
+            break;
+        if (good) {
             verify_structure(self, segment, mapping, &look.header, position);
             position += look.header.total_size;
             offset = look.header.last_offset + 1;
@@ -97,7 +100,7 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
         position = found;
         offset = later.base_offset;
     }
-    sc_look behind = sc_segment_look(mapping, position, end_position, false, &unused);
+    sc_look behind = sc_segment_look(mapping, position, end_position, true, &unused);
     if (behind.state == SC_BATCH_BAD && !self->stopped) /* any Arrow reader would stumble over it */
         report(self, segment, offset, position, "neither a batch nor the end of the stream is here");
 }

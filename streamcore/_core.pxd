@@ -79,6 +79,8 @@ cdef extern from "streamcore.h" nogil:
     int sc_topic_close(sc_topic *, sc_error *)
     void sc_topic_free(sc_topic *)
     int sc_topic_flush(sc_topic *, sc_error *)
+    bool sc_topic_found_unflushed(sc_topic *)
+    int sc_topic_note_durable(sc_topic *, sc_error *)
 
     struct sc_bytes:
         const uint8_t *data

@@ -628,6 +628,18 @@ cdef class Topic:
             code = sc_topic_flush(self.ptr, &error) if every else sc_partition_flush(self.ptr, number, &error)
         check(code, &error)
 
+    def found_unflushed(self):
+        """True, once, when recovery found data that may not be on the drive."""
+        return sc_topic_found_unflushed(self.ptr)
+
+    def note_durable(self):
+        """Notes in logs that rest, and are durable, that they are."""
+        cdef sc_error error
+        cdef int code
+        with nogil:
+            code = sc_topic_note_durable(self.ptr, &error)
+        check(code, &error)
+
     def describe(self, uint32_t partition, bint with_size):
         """(start offset, end offset, durable offset, size in bytes or -1)."""
         cdef sc_error error

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from streamcore.topic import Topic
 
 Mode = Literal["r", "rw"]
 FLUSH_INTERVAL_S = 0.5
+NOTE_AFTER_S = 10.0
 _DIGEST_CHUNK = 4 << 20
 _FOLDER_NAME_MAX = 200
 _DELETED_PREFIX = ".deleted-"
@@ -337,10 +339,15 @@ def _close_all() -> None:
 
 
 class _Flusher:
-    """One thread per store, started by the first append with durability "os"; idle without appends."""
+    """One thread per store, started by the first append; idle without appends.
+
+    What was appended is flushed within a second. When nothing more comes for a while, the log itself notes that it is
+    durable: later damage is then told from an append that was in flight.
+    """
 
     def __init__(self) -> None:
         self._topics: set[Topic] = set()
+        self._resting: weakref.WeakKeyDictionary[Topic, float] = weakref.WeakKeyDictionary()  # since when
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -356,20 +363,31 @@ class _Flusher:
     def _run(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._topics or self._stopping)
-                if not self._stopping:
+                self._condition.wait_for(
+                    lambda: self._topics or self._stopping, NOTE_AFTER_S if self._resting else None
+                )
+                if self._topics and not self._stopping:
                     self._condition.wait_for(lambda: self._stopping, FLUSH_INTERVAL_S)
                 if self._stopping:
                     return
                 topics, self._topics = self._topics, set()
-            self._flush(topics)
+            self._call(topics, Topic.flush_appended)
+            self._resting.update(dict.fromkeys(topics, time.monotonic()))
+            self._note()
             del topics  # keeps no store alive that everybody else forgot
 
+    def _note(self) -> None:
+        long_ago = time.monotonic() - NOTE_AFTER_S
+        topics = {topic for topic, since in self._resting.items() if since <= long_ago}
+        for topic in topics:
+            del self._resting[topic]
+        self._call(topics, Topic.note_durable)
+
     @staticmethod
-    def _flush(topics: set[Topic]) -> None:
+    def _call(topics: set[Topic], function: Callable[[Topic], None]) -> None:
         for topic in topics:
             try:
-                topic.flush_appended()
+                function(topic)
             except TopicNotFoundError:
                 continue
             except StreamcoreError as error:

@@ -197,7 +197,7 @@ class Topic:
         spans = self._call(run)
         if spans is None:
             return self._append_columns(values, keys, timestamps, None, partition, durability)
-        if not self._unflushed and not self._is_durable(durability):
+        if not self._unflushed:
             self._store.note_unflushed(self)
         return [Span(*span) for span in spans]
 
@@ -232,7 +232,7 @@ class Topic:
             self._check_partition(target)
             run = partial(self._append_part, target, part, durability)
             spans.append(Span(*self._call(run)))
-        if not self._unflushed and not self._is_durable(durability):
+        if not self._unflushed:
             self._store.note_unflushed(self)
         return spans
 
@@ -397,6 +397,11 @@ class Topic:
         if self._core is not None:
             self._core.flush()
 
+    def note_durable(self) -> None:
+        """Notes in the logs, when they are durable, that they are; called by the store's flusher."""
+        if self._core is not None:
+            self._core.note_durable()
+
     def mark_unflushed(self) -> None:
         """Remembers that there is something to flush."""
         self._unflushed = True
@@ -466,7 +471,10 @@ class Topic:
         """Calls into the core; when another process changed the topic, takes the change and repeats."""
         for _ in range(_STALE_RETRIES):
             try:
-                return function()
+                result = function()
+                if self._core is not None and self._core.found_unflushed():
+                    self._store.note_unflushed(self)
+                return result
             except _core.StaleTopic:
                 self._refresh()
             except (StoreFormatError, TopicNotFoundError) as error:

@@ -190,6 +190,18 @@ void file_truncate(const char *file, int64_t size)
     CHECK(truncate(file, (off_t)size) == 0);
 }
 
+int64_t found_end(const char *file)
+{
+    int64_t size, position = SCHEMA_SIZE;
+    uint8_t *data = file_read(file, &size);
+    const char *why;
+    sc_header header;
+    while (position < size && sc_batch_look(data + position, size - position, &header, &why) == SC_BATCH_GOOD)
+        position += header.total_size;
+    free(data);
+    return position;
+}
+
 int found_batches(const char *file, found_batch *batches, int max)
 {
     int64_t size, position = SCHEMA_SIZE;
@@ -199,7 +211,8 @@ int found_batches(const char *file, found_batch *batches, int max)
     while (count < max && position < size &&
            sc_batch_look(data + position, size - position, &batches[count].header, &why) == SC_BATCH_GOOD) {
         batches[count].position = position;
-        position += batches[count++].header.total_size;
+        position += batches[count].header.total_size;
+        count += batches[count].header.record_count > 0;
     }
     free(data);
     return count;

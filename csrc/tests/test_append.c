@@ -272,6 +272,55 @@ static void test_appends_of_every_size_follow_each_other(void)
     folder_remove(path);
 }
 
+static int64_t lengths[100];
+static int length_count;
+static int (*real_allocate)(int fd, int64_t position, int64_t size);
+static int noting_allocate(int fd, int64_t position, int64_t size)
+{
+    CHECK(length_count < 100);
+    lengths[length_count++] = position + size;
+    return real_allocate(fd, position, size);
+}
+
+/* Whoever has mapped the live file at one of its lengths must find whole messages up to there. */
+static void test_no_batch_lies_across_a_length_that_the_file_had(void)
+{
+    enum { SEGMENT = 4 << 20 };
+    folder_make(path);
+    real_allocate = sc_os.allocate;
+    sc_os.allocate = noting_allocate;
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    length_count = 0;
+    sc_error error;
+    char file[FILE_MAX];
+    segment_file(file, path, 0, 0);
+    int64_t end = 0, count = 1, fillers = 0;
+    while (end == 0 || file_size(file) < SEGMENT) {
+        CHECK_OK(try_append(topic, 0, end, count, count / 3 + 1, false, &error), error);
+        end += count;
+        count = count * 7 % 2003;
+    }
+    CHECK(length_count >= 5);
+    check_records(topic, 0, 0, end);
+    int64_t size, position = SCHEMA_SIZE;
+    uint8_t *data = file_read(file, &size);
+    const char *why;
+    sc_header header;
+    while (sc_batch_look(data + position, size - position, &header, &why) == SC_BATCH_GOOD) {
+        CHECK_EQ(sc_batch_checksum(data + position, &header), header.body_crc);
+        for (int i = 0; i < length_count; i++)
+            CHECK(lengths[i] <= position || lengths[i] >= position + header.total_size);
+        fillers += header.record_count == 0;
+        position += header.total_size;
+    }
+    CHECK(fillers >= 4);
+    free(data);
+    sc_os_reset();
+    topic_close(topic);
+    check_log(path, end);
+    folder_remove(path);
+}
+
 static int64_t writes_left;
 static ssize_t (*real_pwrite)(int fd, const void *data, size_t size, int64_t position);
 static ssize_t failing_pwrite(int fd, const void *data, size_t size, int64_t position)
@@ -309,6 +358,58 @@ static void test_a_large_append_whose_write_fails_is_not_there_and_is_cleared(vo
         check_log(path, end);
         folder_remove(path);
     }
+}
+
+/* A segment that never got a record makes way for one of the same name and another schema: who has mapped it already must
+ * not store there, nor look there. */
+static void test_an_empty_segment_that_another_handle_replaced_is_not_used(void)
+{
+    folder_make(path);
+    sc_topic *one = topic_open(path, true), *two = topic_open(path, true), *reader = topic_open(path, false);
+    sc_error error;
+    CHECK_OK(sc_topic_add_layout(one, plain_layout(2), &error), error);
+    CHECK_OK(sc_topic_add_layout(two, plain_layout(2), &error), error);
+    CHECK_OK(sc_topic_add_layout(reader, plain_layout(2), &error), error);
+    real_pwrite = sc_os.pwrite;
+    sc_os.pwrite = failing_pwrite;
+    writes_left = 1; /* that of the schema */
+    CHECK_EQ(try_append(one, 0, 0, 4000, 1000, false, &error), SC_OS);
+    sc_os_reset();
+    CHECK_EQ(end_of(reader, 0), 0);
+    sc_segment_info info;
+    CHECK_OK(sc_partition_segment(reader, 0, 0, &info, &error), error);
+    CHECK_OK(sc_partition_segment(one, 0, 0, &info, &error), error);
+    static uint8_t large[100000];
+    sc_bytes value = {large, 3};
+    sc_batch_input input = {.count = 1, .values = &value, .timestamp = 1};
+    sc_append append = {
+        .batches = &input, .batch_count = 1, .schema_version = 2, .generation = GENERATION, .expected_offset = -1};
+    CHECK_OK(append_with(two, &append, &error), error);
+    sc_os.pwrite = failing_pwrite; /* so that the next one looks for the end of the log in the log */
+    writes_left = 0;
+    value.size = sizeof large;
+    CHECK_EQ(append_with(two, &append, &error), SC_OS);
+    sc_os_reset();
+    value.size = 3;
+    sc_topic *const by[] = {one, one, two};
+    for (int i = 0; i < 3; i++)
+        CHECK_OK(append_with(by[i], &append, &error), error);
+    sc_topic *const all[] = {one, two, reader};
+    for (int i = 0; i < 3; i++) {
+        sc_range range = {0, 0, 4};
+        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
+                                   .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+        sc_scan *scan;
+        int64_t count;
+        CHECK_OK(sc_scan_open(all[i], &options, &scan, &error), error);
+        CHECK_OK(sc_scan_count(scan, &count, &error), error);
+        CHECK_EQ(count, 4);
+        sc_scan_free(scan);
+    }
+    topic_close(one);
+    topic_close(two);
+    topic_close(reader);
+    folder_remove(path);
 }
 
 /* By whom ever: an error, not a signal, and the topic can be closed. */
@@ -413,6 +514,8 @@ static void test_the_last_offset_of_all_is_an_error(void)
     batch.header.last_offset = INT64_MAX - 1;
     sc_header_seal(&batch.header);
     file_write_at(from, &batch.header, sizeof batch.header, batch.position + 8 + batch.header.metadata_size);
+    int64_t end = batch.position + batch.header.total_size;
+    file_zero(from, end, file_size(from) - end);
     CHECK(rename(from, to) == 0);
     topic = topic_open(path, true);
     sc_error error;
@@ -440,7 +543,9 @@ int main(int argc, char **argv)
     RUN(test_an_append_of_several_batches_is_one_append);
     RUN(test_a_small_append_makes_hardly_a_system_call);
     RUN(test_appends_of_every_size_follow_each_other);
+    RUN(test_no_batch_lies_across_a_length_that_the_file_had);
     RUN(test_a_large_append_whose_write_fails_is_not_there_and_is_cleared);
+    RUN(test_an_empty_segment_that_another_handle_replaced_is_not_used);
     RUN(test_a_file_cut_under_the_writer_is_an_error);
     RUN(test_many_partitions_do_not_use_up_the_descriptors);
     RUN(test_a_full_disk_fails_the_append_and_harms_nothing);

@@ -299,12 +299,71 @@ static void test_closing_gives_the_preallocated_end_back(void)
     CHECK_EQ(file_size(file), 4096);
     int64_t size;
     uint8_t *data = file_read(file, &size);
-    int64_t end = end_of_file_data(file);
+    int64_t end = found_end(file);
+    CHECK(end > end_of_file_data(file)); /* it was noted that all is durable */
     CHECK(end + 8 <= size);
     for (int64_t i = end; i < size; i++)
         CHECK_EQ(data[i], 0);
     free(data);
     check_log(path, 10);
+    folder_remove(path);
+}
+
+/* The number of batches without records, and what the last of them says. */
+static int notes_of(const char *file, int64_t *durable_offset)
+{
+    int64_t size, position = SCHEMA_SIZE;
+    uint8_t *data = file_read(file, &size);
+    const char *why;
+    sc_header header;
+    int notes = 0;
+    while (sc_batch_look(data + position, size - position, &header, &why) == SC_BATCH_GOOD) {
+        if (header.record_count == 0) {
+            notes++;
+            *durable_offset = header.durable_offset;
+        }
+        position += header.total_size;
+    }
+    free(data);
+    return notes;
+}
+
+static void test_a_log_that_rests_notes_once_that_it_is_durable(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true), *other = topic_open(path, true);
+    sc_error error;
+    char file[FILE_MAX];
+    int64_t durable = 0;
+    segment_file(file, path, 0, 0);
+    append_records(topic, 0, 0, 10);
+    append_records(other, 0, 10, 10);
+    CHECK_OK(sc_topic_note_durable(topic, &error), error);
+    CHECK_EQ(notes_of(file, &durable), 0); /* it is not durable yet */
+    CHECK_OK(sc_topic_flush(topic, &error), error);
+    CHECK_OK(sc_topic_flush(other, &error), error);
+    CHECK_EQ(notes_of(file, &durable), 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(sc_topic_note_durable(topic, &error), error);
+        CHECK_OK(sc_topic_note_durable(other, &error), error);
+    }
+    CHECK_EQ(notes_of(file, &durable), 1);
+    CHECK_EQ(durable, 20);
+    append_records(topic, 0, 20, 10);
+    CHECK_OK(sc_topic_note_durable(topic, &error), error);
+    CHECK_EQ(notes_of(file, &durable), 1);
+    topic_close(topic);
+    topic_close(other);
+    CHECK_EQ(notes_of(file, &durable), 2);
+    CHECK_EQ(durable, 30);
+    for (int i = 0; i < 3; i++) { /* to look is not to append */
+        topic = topic_open(path, true);
+        CHECK_EQ(durable_of(topic), 30);
+        check_records(topic, 0, 0, 30);
+        topic_close(topic);
+    }
+    CHECK_EQ(notes_of(file, &durable), 2);
+    check_log(path, 30);
     folder_remove(path);
 }
 
@@ -466,6 +525,7 @@ int main(int argc, char **argv)
     RUN(test_a_batch_larger_than_its_mapping_is_found_and_synced);
     RUN(test_sealed_segments_are_finished_whatever_was_durable_before);
     RUN(test_closing_gives_the_preallocated_end_back);
+    RUN(test_a_log_that_rests_notes_once_that_it_is_durable);
     RUN(test_a_closed_file_always_ends_its_stream_inside_the_file);
     RUN(test_a_failed_sync_poisons_the_partition_until_all_have_closed);
     RUN(test_a_durable_append_whose_sync_fails_says_so);

@@ -31,7 +31,7 @@ static void test_segments_and_sizes_are_described_as_they_are(void)
             next = segment.end_offset;
             CHECK_EQ(segment.max_timestamp, time_of(next - 1));
             rows += segment.count;
-            bytes += segment.sealed ? file_size(segment.path) : segment.size_bytes;
+            bytes += segment.sealed ? file_size(segment.path) : found_end(segment.path);
         }
         CHECK_EQ(code, SC_END);
         CHECK_EQ(next, 3000);

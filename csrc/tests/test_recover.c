@@ -10,7 +10,7 @@ static char path[FOLDER_MAX], file[FILE_MAX];
 static found_batch batches[64];
 
 /* A closed log of partition 0: `count` batches of ten records each, in one segment. */
-static void make_log(int count)
+static void make_noted_log(int count)
 {
     folder_make(path);
     sc_topic *topic = topic_open(path, true);
@@ -19,6 +19,14 @@ static void make_log(int count)
     topic_close(topic);
     segment_file(file, path, 0, 0);
     CHECK_EQ(found_batches(file, batches, 64), count);
+}
+
+/* As if it had not been noted when it was closed that all of it is durable. */
+static void make_log(int count)
+{
+    make_noted_log(count);
+    int64_t end = batches[count - 1].position + batches[count - 1].header.total_size;
+    file_zero(file, end, file_size(file) - end);
 }
 
 static int64_t end_position(int count)
@@ -130,6 +138,39 @@ static void test_an_append_of_several_batches_without_its_first_opening_never_wa
 }
 
 /* ---- damage ------------------------------------------------------------------------------------------------ */
+
+static void test_the_last_batch_of_a_closed_log_is_never_a_torn_tail(void)
+{
+    for (int way = 0; way < 8; way++) {
+        make_noted_log(5);
+        if (way % 4 == 0)
+            file_flip(file, batches[4].position + 8 + batches[4].header.metadata_size + 200); /* a value */
+        else if (way % 4 == 1)
+            file_flip(file, batches[4].position + 8 + batches[4].header.metadata_size); /* the header */
+        else if (way % 4 == 2)
+            file_zero(file, batches[4].position, 8);
+        else
+            file_zero(file, batches[3].position, batches[3].header.total_size + batches[4].header.total_size);
+        if (way >= 4)
+            pretend_power_loss(path);
+        int64_t good = way % 4 == 3 ? 30 : 40, next;
+        for (int writable = 0; writable <= 1; writable++) {
+            sc_topic *topic = topic_open(path, writable);
+            sc_error error;
+            CHECK_EQ(end_of(topic, 0), 50);
+            check_records(topic, 0, 0, good);
+            CHECK_EQ(try_read(topic, 0, 0, 50, &next, &error), SC_CORRUPT);
+            CHECK_EQ(error.offset, good);
+            CHECK_EQ(error.position, batches[good / 10].position);
+            if (writable) {
+                append_records(topic, 0, 50, 10);
+                check_records(topic, 0, 50, 60);
+            }
+            topic_close(topic);
+        }
+        folder_remove(path);
+    }
+}
 
 static void test_damage_in_the_middle_stays_and_is_reported_with_its_place(void)
 {
@@ -509,6 +550,7 @@ int main(int argc, char **argv)
     RUN(test_a_log_that_was_never_closed_is_found_whole);
     RUN(test_part_of_an_append_of_several_batches_is_not_kept);
     RUN(test_an_append_of_several_batches_without_its_first_opening_never_was);
+    RUN(test_the_last_batch_of_a_closed_log_is_never_a_torn_tail);
     RUN(test_damage_in_the_middle_stays_and_is_reported_with_its_place);
     RUN(test_zeros_in_the_middle_are_damage_too);
     RUN(test_a_zeroed_opening_in_the_middle_does_not_end_the_log);

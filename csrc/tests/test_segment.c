@@ -102,7 +102,10 @@ static void test_the_next_good_batch_is_found_behind_damage(void)
     file_zero(file, batches[3].position, 2000);
     CHECK_EQ(sc_segment_find_good(mapping, batches[1].position, mapping->size, &header), batches[4].position);
     CHECK_EQ(header.base_offset, 400);
-    CHECK_EQ(sc_segment_find_good(mapping, batches[14].position, mapping->size, &header), -1);
+    int64_t behind = sc_segment_find_good(mapping, batches[14].position, mapping->size, &header);
+    CHECK(behind > batches[14].position);
+    CHECK_EQ(header.record_count, 0); /* what closing noted */
+    CHECK_EQ(sc_segment_find_good(mapping, behind, mapping->size, &header), -1);
     CHECK_EQ(sc_segment_find_good(mapping, batches[3].position, batches[4].position + 100, &header), -1);
     sc_mapping_release(mapping);
     drop_segment(segment);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamcore as sc
 
-from .segments import Frame, frames, segment_paths
+from .segments import Frame, forget_notes, frames, segment_paths
 
 TOPIC = "damaged"
 FIRST_TIME_MS = 1_700_000_000_000
@@ -87,9 +87,13 @@ def make_log(
     value_bytes: int = 40,
     first_time_ms: int = FIRST_TIME_MS,
     between: Callable[[sc.Topic, int], None] | None = None,
+    noted: bool = False,
     **settings: object,
 ) -> Log:
-    """Appends so many times; `between(topic, n)` is called behind each append. Times rise by a second per append."""
+    """Appends so many times; `between(topic, n)` is called behind each append. Times rise by a second per append.
+
+    Without `noted` the log does not say that it was durable when it was closed, as after the end of a process.
+    """
     chance = random.Random(f"{appends} {rows} {value_bytes}")
     values: list[bytes] = []
     ends: list[int] = []
@@ -103,7 +107,10 @@ def make_log(
             if between is not None:
                 between(topic, n)
         folder = topic.folder
-    return Log(store_path, folder, values, ends)
+    log = Log(store_path, folder, values, ends)
+    if not noted:
+        forget_notes(log.paths[-1])
+    return log
 
 
 def pretend_power_loss(topic_path: Path) -> None:

@@ -62,7 +62,20 @@ def schema_size(data: bytes) -> int:
 
 
 def frames(path: Path) -> list[Frame]:
-    """The batches of a segment file, up to the end marker or to zeros."""
+    """The batches of a segment file that have records, up to the end marker or to zeros."""
+    return [frame for frame in all_frames(path) if frame.record_count > 0]
+
+
+def forget_notes(path: Path) -> None:
+    """Clears the batches without records at the end of a segment file: no note says any more how far it was durable."""
+    for frame in reversed(all_frames(path)):
+        if frame.record_count > 0:
+            return
+        overwrite(path, frame.position, bytes(frame.size))
+
+
+def all_frames(path: Path) -> list[Frame]:
+    """The batches of a segment file, also those without records, up to the end marker or to zeros."""
     data = path.read_bytes()
     found = []
     position = schema_size(data)

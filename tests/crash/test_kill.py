@@ -21,7 +21,16 @@ import streamcore as sc
 
 from .forkserver import Child, ForkServer
 from .ledger import Ledger
-from .segments import as_any_arrow_reader, change_body, frames, is_torn, only_segment, overwrite, segment_paths
+from .segments import (
+    as_any_arrow_reader,
+    change_body,
+    forget_notes,
+    frames,
+    is_torn,
+    only_segment,
+    overwrite,
+    segment_paths,
+)
 from .writers import (
     PATHS,
     TOPIC,
@@ -401,6 +410,7 @@ def written(tmp_path: Path) -> tuple[Path, Ledger]:
 def test_control_an_acknowledged_append_that_is_missing_at_the_end_is_caught(written: tuple[Path, Ledger]) -> None:
     store_path, ledger = written
     path = only_segment(store_path)
+    forget_notes(path)
     last = frames(path)[-1]
     overwrite(path, last.position, bytes(last.size))
     with pytest.raises(AssertionError, match="is lost"):
