@@ -36,29 +36,15 @@ static int sync_names(sc_partition *partition, bool new_partition, sc_error *err
     return SC_OK;
 }
 
-/* Linux syncs a mapping only when its file was opened for writing: for one that was opened for reading, msync does nothing
- * and says that all is well. So the mappings that scans share do not serve here. */
-static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_error *error)
+/* Covers what anybody stored, through whichever mapping or descriptor. A descriptor that is opened now is also told of an
+ * earlier failure of writeback that nobody has been told of. */
+static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_error *error)
 {
-    sc_file_stat stat;
-    int64_t length = page_ceiling(tail->end_position);
     int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
         return sc_fail_os(error, "cannot open a segment to sync it", segment->path);
-    void *data = NULL;
-    int code = SC_OK;
-    if (segment->base_offset != tail->segment_base) {
-        if (sc_os.stat(fd, &stat) != 0)
-            code = sc_fail_os(error, "cannot look at a segment", segment->path);
-        length = stat.size;
-    }
-    if (code == SC_OK && length > 0 && (data = sc_os.map(fd, (size_t)length, true)) == NULL)
-        code = sc_fail_os(error, "cannot map a segment to sync it", segment->path);
+    int code = sc_os.sync_data(fd) == 0 ? SC_OK : poison(partition, "cannot sync a segment", segment->path, error);
     sc_os.close(fd);
-    if (data != NULL && sc_os.sync_map(data, (size_t)length) != 0)
-        code = poison(partition, "cannot sync a segment", segment->path, error);
-    if (data != NULL)
-        sc_os.unmap(data, (size_t)length);
     return code;
 }
 
@@ -99,7 +85,7 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
         if (code != SC_OK)
             return code;
         bool active = next_base < 0;
-        code = sync_bytes(partition, segment, tail, error);
+        code = sync_bytes(partition, segment, error);
         new_names = new_names || tail->durable_offset <= segment->base_offset;
         if (code == SC_OK && active)
             sc_index_save(segment, tail->end_position);

@@ -1,5 +1,4 @@
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -16,18 +15,13 @@ enum { TRACES_MAX = 400, FDS_MAX = 1024 };
 
 typedef struct trace {
     char file[FILE_MAX];
-    int64_t size;
-    bool writable; /* the file was opened for writing: otherwise Linux syncs nothing and does not say so */
+    int64_t end; /* of the batches that the file held when its sync began; 1 for a folder */
 } trace;
 
 static struct sc_os_table real;
 static char name_of_fd[FDS_MAX][FILE_MAX];
-static struct mapped {
-    void *address;
-    trace what;
-} maps[TRACES_MAX];
 static trace synced[TRACES_MAX];
-static int map_count, synced_count;
+static int synced_count;
 
 static int tracing_open(const char *file, int how)
 {
@@ -37,36 +31,27 @@ static int tracing_open(const char *file, int how)
     return fd;
 }
 
-static void *tracing_map(int fd, size_t size, bool writable)
+static int64_t end_of_file_data(const char *file)
 {
-    void *address = real.map(fd, size, writable);
-    CHECK(map_count < TRACES_MAX);
-    struct mapped *mapped = &maps[map_count++];
-    *mapped = (struct mapped){.address = address};
-    mapped->what.size = (int64_t)size;
-    mapped->what.writable = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR;
-    snprintf(mapped->what.file, FILE_MAX, "%s", name_of_fd[fd]);
-    return address;
+    found_batch batches[300];
+    int count = found_batches(file, batches, 300);
+    return batches[count - 1].position + batches[count - 1].header.total_size;
 }
 
-static int tracing_sync_map(void *address, size_t size)
+static int tracing_sync_data(int fd)
 {
-    for (int i = map_count - 1; i >= 0; i--)
-        if (maps[i].address == address) {
-            CHECK(synced_count < TRACES_MAX && (int64_t)size <= maps[i].what.size);
-            synced[synced_count] = maps[i].what;
-            synced[synced_count++].size = (int64_t)size;
-            return real.sync_map(address, size);
-        }
-    check_fail(__FILE__, __LINE__, "sync of an address that was not mapped", "");
-    return -1;
+    CHECK(synced_count < TRACES_MAX);
+    trace *one = &synced[synced_count++];
+    *one = (trace){.end = end_of_file_data(name_of_fd[fd])};
+    snprintf(one->file, FILE_MAX, "%s", name_of_fd[fd]);
+    return real.sync_data(fd);
 }
 
 static int tracing_sync(int fd)
 {
     CHECK(synced_count < TRACES_MAX);
     trace *one = &synced[synced_count++];
-    *one = (trace){.size = INT64_MAX, .writable = true};
+    *one = (trace){.end = 1};
     snprintf(one->file, FILE_MAX, "%s", name_of_fd[fd]);
     return real.sync(fd);
 }
@@ -75,28 +60,20 @@ static void trace_syncs(void)
 {
     sc_os_reset();
     real = sc_os;
-    map_count = synced_count = 0;
+    synced_count = 0;
     sc_os.open = tracing_open;
-    sc_os.map = tracing_map;
-    sc_os.sync_map = tracing_sync_map;
+    sc_os.sync_data = tracing_sync_data;
     sc_os.sync = tracing_sync;
 }
 
-/* How much of a file was synced, counted from its start; 0: nothing. */
+/* The end of what was in a file at its last sync; 0: it was not synced. */
 static int64_t synced_of(const char *file)
 {
     int64_t most = 0;
     for (int i = 0; i < synced_count; i++)
-        if (strcmp(synced[i].file, file) == 0 && synced[i].writable && synced[i].size > most)
-            most = synced[i].size;
+        if (strcmp(synced[i].file, file) == 0 && synced[i].end > most)
+            most = synced[i].end;
     return most;
-}
-
-static int64_t end_of_file_data(const char *file)
-{
-    found_batch batches[300];
-    int count = found_batches(file, batches, 300);
-    return batches[count - 1].position + batches[count - 1].header.total_size;
 }
 
 static int64_t durable_of(sc_topic *topic)
@@ -109,7 +86,7 @@ static int64_t durable_of(sc_topic *topic)
 
 /* ---- tests ------------------------------------------------------------------------------------------------- */
 
-static void test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor(void)
+static void test_a_flush_syncs_every_file_and_name(void)
 {
     folder_make(path);
     char file[FILE_MAX], folder[FILE_MAX];
@@ -123,12 +100,12 @@ static void test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor
     CHECK_EQ(durable_of(topic), 0);
     CHECK_OK(sc_partition_flush(topic, 0, &error), error);
     CHECK_EQ(durable_of(topic), 300);
-    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK_EQ(synced_of(file), end_of_file_data(file));
     CHECK(synced_of(folder) > 0 && synced_of(path) > 0);
     trace_syncs();
     append_records(topic, 0, 300, 300);
     CHECK_OK(sc_topic_flush(topic, &error), error);
-    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK_EQ(synced_of(file), end_of_file_data(file));
     CHECK_EQ(synced_of(folder), 0); /* the names are known already */
     trace_syncs();
     CHECK_OK(sc_topic_flush(topic, &error), error);
@@ -150,7 +127,7 @@ static void test_a_durable_append_is_synced_when_it_returns(void)
         trace_syncs();
         CHECK_OK(try_append(topic, 0, i * 50, 50, 10, true, &error), error);
         CHECK_EQ(durable_of(topic), i * 50 + 50);
-        CHECK(synced_of(file) >= end_of_file_data(file));
+        CHECK_EQ(synced_of(file), end_of_file_data(file));
     }
     sc_os_reset();
     topic_close(topic);
@@ -177,8 +154,8 @@ static void test_a_flush_after_a_roll_covers_all_of_the_sealed_segment(void)
     trace_syncs();
     CHECK_OK(sc_partition_flush(topic, 0, &error), error);
     CHECK_EQ(durable_of(topic), end);
-    CHECK(synced_of(first) >= end_of_file_data(first) + SC_OPENING_SIZE);
-    CHECK(synced_of(second) >= end_of_file_data(second));
+    CHECK_EQ(synced_of(first), end_of_file_data(first));
+    CHECK_EQ(synced_of(second), end_of_file_data(second));
     sc_os_reset();
     CHECK_OK(sc_partition_segment(topic, 0, 0, &info, &error), error);
     CHECK_EQ(info.end_offset, end - 100);
@@ -205,7 +182,7 @@ static void test_a_flush_covers_segments_that_another_handle_made(void)
         CHECK_OK(sc_partition_segment(topics[0], 0, n, &info, &error), error);
         CHECK_EQ(info.base_offset, next);
         segment_file(file, path, 0, next);
-        CHECK(synced_of(file) >= end_of_file_data(file));
+        CHECK_EQ(synced_of(file), end_of_file_data(file));
     }
     topic_close(topics[0]);
     topic_close(topics[1]);
@@ -240,8 +217,7 @@ static void test_a_batch_larger_than_its_mapping_is_found_and_synced(void)
     CHECK_OK(sc_partition_flush(reader, 0, &error), error);
     sc_os_reset();
     segment_file(file, path, 0, 0);
-    int64_t written = end_of_file_data(file);
-    CHECK(synced_of(file) == 0 || synced_of(file) >= written);
+    CHECK(synced_of(file) == 0 || synced_of(file) == end_of_file_data(file));
     check_records(reader, 0, 0, 1010);
     topic_close(topic);
     topic_close(reader);
@@ -328,9 +304,9 @@ static void test_a_closed_file_always_ends_its_stream_inside_the_file(void)
 
 /* ---- failed syncs ------------------------------------------------------------------------------------------ */
 
-static int failing_sync_map(void *address, size_t size)
+static int failing_sync_data(int fd)
 {
-    (void)address, (void)size;
+    (void)fd;
     errno = EIO;
     return -1;
 }
@@ -342,7 +318,7 @@ static void test_a_failed_sync_poisons_the_partition_until_all_have_closed(void)
     sc_error error;
     append_records(topic, 0, 0, 20);
     append_records(topic, 1, 0, 20);
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_OS);
     CHECK_EQ(error.number, EIO);
     CHECK(strstr(error.path, ".arrows") != NULL);
@@ -371,7 +347,7 @@ static void test_a_durable_append_whose_sync_fails_says_so(void)
     sc_topic *topic = topic_open(path, true);
     sc_error error;
     CHECK_OK(try_append(topic, 0, 0, 5, 5, true, &error), error);
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(try_append(topic, 0, 5, 5, 5, true, &error), SC_OS);
     sc_os_reset();
     CHECK_EQ(durable_of(topic), 5);
@@ -384,13 +360,13 @@ static void test_a_durable_append_whose_sync_fails_says_so(void)
 
 /* Another process has been told of the failure while our sync succeeded: what it dropped is not durable. */
 static sc_topic *poisoner;
-static int poisoning_sync_map(void *address, size_t size)
+static int poisoning_sync_data(int fd)
 {
     sc_error error;
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(sc_partition_flush(poisoner, 0, &error), SC_OS);
     sc_os_reset();
-    return sc_os.sync_map(address, size);
+    return sc_os.sync_data(fd);
 }
 
 static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
@@ -400,7 +376,7 @@ static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
     sc_error error;
     poisoner = topic_open(path, true);
     append_records(topic, 0, 0, 20);
-    sc_os.sync_map = poisoning_sync_map;
+    sc_os.sync_data = poisoning_sync_data;
     CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_POISONED);
     CHECK_EQ(durable_of(topic), 0);
     CHECK_EQ(sc_topic_close(topic, &error), SC_POISONED);
@@ -415,12 +391,12 @@ enum { FLUSHERS = 6 };
 static sc_topic *shared_topic;
 static atomic_int sync_calls;
 
-static int waiting_sync_map(void *address, size_t size)
+static int waiting_sync_data(int fd)
 {
     if (atomic_fetch_add(&sync_calls, 1) == 0)
         for (int i = 0; end_of(shared_topic, 0) < FLUSHERS && i < 10000; i++)
             usleep(1000);
-    return real.sync_map(address, size);
+    return real.sync_data(fd);
 }
 
 static void *flush_one(void *unused)
@@ -445,7 +421,7 @@ static void test_appends_that_wait_together_share_one_sync(void)
     shared_topic = topic_open(path, true);
     sc_os_reset();
     real = sc_os;
-    sc_os.sync_map = waiting_sync_map;
+    sc_os.sync_data = waiting_sync_data;
     pthread_t threads[FLUSHERS];
     for (int i = 0; i < FLUSHERS; i++)
         CHECK(pthread_create(&threads[i], NULL, flush_one, NULL) == 0);
@@ -459,7 +435,7 @@ static void test_appends_that_wait_together_share_one_sync(void)
 
 int main(int argc, char **argv)
 {
-    RUN(test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor);
+    RUN(test_a_flush_syncs_every_file_and_name);
     RUN(test_a_durable_append_is_synced_when_it_returns);
     RUN(test_a_flush_after_a_roll_covers_all_of_the_sealed_segment);
     RUN(test_a_flush_covers_segments_that_another_handle_made);
