@@ -387,19 +387,56 @@ static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
 
 /* ---- group commit ------------------------------------------------------------------------------------------ */
 
-enum { FLUSHERS = 6 };
+enum { APPENDERS = 8 };
 static sc_topic *shared_topic;
-static atomic_int sync_calls;
+static atomic_int sync_calls, waiting, started;
+static int codes[APPENDERS];
+static void (*at_sync)(int number); /* told that the number-th sync begins; the first is 1 */
+static int failing_sync;            /* the sync that fails; 0: none */
+static int opens_that_fail;
+static bool hold_back;
+static atomic_int wakes;
+static _Thread_local int led; /* the sync that this thread did last */
 
-static int waiting_sync_data(int fd)
+static void await_at_least(atomic_int *counter, int value)
 {
-    if (atomic_fetch_add(&sync_calls, 1) == 0)
-        for (int i = 0; end_of(shared_topic, 0) < FLUSHERS && i < 10000; i++)
-            usleep(1000);
-    return real.sync_data(fd);
+    for (int i = 0; atomic_load(counter) < value && i < 10000; i++)
+        usleep(1000);
+    CHECK(atomic_load(counter) >= value);
 }
 
-static void *flush_one(void *unused)
+static int counting_sync_data(int fd)
+{
+    led = atomic_fetch_add(&sync_calls, 1) + 1;
+    if (at_sync != NULL)
+        at_sync(led);
+    return led == failing_sync ? failing_sync_data(fd) : real.sync_data(fd);
+}
+
+static int counting_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    atomic_fetch_add(&waiting, 1);
+    return real.wait(word, expected, timeout_ns);
+}
+
+/* With `hold_back`, whoever led the second sync wakes one thread, and the others only when the third sync has begun. */
+static int counting_wake(uint32_t *word)
+{
+    if (hold_back && led == 2 && atomic_fetch_add(&wakes, 1) > 0)
+        await_at_least(&sync_calls, 3);
+    return real.wake(word);
+}
+
+static int failing_open(const char *file, int how)
+{
+    if (opens_that_fail == 0 || strstr(file, ".arrows") == NULL)
+        return real.open(file, how);
+    opens_that_fail--;
+    errno = EMFILE;
+    return -1;
+}
+
+static void *append_one(void *number)
 {
     sc_batch_input input = {.count = 1, .timestamp = 1};
     sc_append append = {.batches = &input,
@@ -410,26 +447,136 @@ static void *flush_one(void *unused)
                         .durable = true};
     sc_error error;
     int64_t first, end;
-    CHECK_OK(sc_partition_append(shared_topic, 0, &append, &first, &end, &error), error);
-    CHECK(durable_of(shared_topic) >= end);
-    return unused;
+    int code = sc_partition_append(shared_topic, 0, &append, &first, &end, &error);
+    CHECK(code != SC_OK || durable_of(shared_topic) >= end);
+    codes[(int *)number - codes] = code;
+    return NULL;
 }
 
-static void test_appends_that_wait_together_share_one_sync(void)
+static pthread_t threads[APPENDERS];
+
+static void start_appenders(int count)
+{
+    for (int i = atomic_load(&started); count > 0; i++, count--) {
+        atomic_store(&started, i + 1);
+        CHECK(pthread_create(&threads[i], NULL, append_one, &codes[i]) == 0);
+    }
+}
+
+/* One append begins, and `at`, which each sync calls before the drive is asked, starts more. Returns how many ended
+ * with `code`. */
+static int appends_that_end(int code, void (*at)(int number), int failing)
 {
     folder_make(path);
     shared_topic = topic_open(path, true);
     sc_os_reset();
     real = sc_os;
-    sc_os.sync_data = waiting_sync_data;
-    pthread_t threads[FLUSHERS];
-    for (int i = 0; i < FLUSHERS; i++)
-        CHECK(pthread_create(&threads[i], NULL, flush_one, NULL) == 0);
-    for (int i = 0; i < FLUSHERS; i++)
+    atomic_store(&sync_calls, 0);
+    atomic_store(&waiting, 0);
+    atomic_store(&started, 0);
+    at_sync = at;
+    failing_sync = failing;
+    sc_os.sync_data = counting_sync_data;
+    sc_os.wait = counting_wait;
+    sc_os.wake = counting_wake;
+    sc_os.open = failing_open;
+    start_appenders(1);
+    int found = 0;
+    for (int i = 0; i < atomic_load(&started); i++) {
         pthread_join(threads[i], NULL);
-    CHECK(atomic_load(&sync_calls) <= 2);
+        found += codes[i] == code;
+    }
+    return found;
+}
+
+static void close_shared(int code)
+{
+    sc_error error;
     sc_os_reset();
-    topic_close(shared_topic);
+    CHECK_EQ(sc_topic_close(shared_topic, &error), code);
+    sc_topic_free(shared_topic);
+    folder_remove(path);
+}
+
+static void others_come_in_the_first(int number)
+{
+    if (number != 1)
+        return;
+    start_appenders(APPENDERS - 1);
+    await_at_least(&waiting, APPENDERS - 1);
+}
+
+static void the_first_does_not_cover_the_others(int number)
+{
+    if (number == 2)
+        CHECK_EQ(durable_of(shared_topic), 1);
+    others_come_in_the_first(number);
+}
+
+static void test_all_that_come_while_a_sync_runs_share_the_next_one(void)
+{
+    CHECK_EQ(appends_that_end(SC_OK, the_first_does_not_cover_the_others, 0), APPENDERS);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    close_shared(SC_OK);
+}
+
+static void test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated(void)
+{
+    CHECK_EQ(appends_that_end(SC_POISONED, others_come_in_the_first, 2), APPENDERS - 2);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    CHECK_EQ(codes[0], SC_OK);
+    CHECK_EQ(durable_of(shared_topic), 1);
+    close_shared(SC_POISONED);
+}
+
+static void next_open_fails(int number)
+{
+    others_come_in_the_first(number);
+    opens_that_fail = number == 1;
+}
+
+/* The drive was not asked, so nothing is poisoned: who led has the error, and the next one leads. */
+static void test_a_sync_that_could_not_begin_fails_its_leader_alone(void)
+{
+    CHECK_EQ(appends_that_end(SC_OS, next_open_fails, 0), 1);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    CHECK_EQ(durable_of(shared_topic), APPENDERS);
+    close_shared(SC_OK);
+}
+
+static void two_groups_come(int number)
+{
+    if (number > 2)
+        return;
+    start_appenders(number == 1 ? 3 : 2);
+    await_at_least(&waiting, number == 1 ? 3 : 5);
+}
+
+static void test_the_next_sync_begins_before_the_covered_are_woken(void)
+{
+    hold_back = true;
+    CHECK_EQ(appends_that_end(SC_OK, two_groups_come, 0), 6);
+    hold_back = false;
+    CHECK_EQ(atomic_load(&sync_calls), 3);
+    CHECK_EQ(atomic_load(&wakes), 3);
+    close_shared(SC_OK);
+}
+
+/* Two handles, as two processes. */
+static void test_what_another_handle_synced_is_not_synced_again(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true), *other = topic_open(path, true);
+    sc_error error;
+    append_records(topic, 0, 0, 10);
+    CHECK_OK(try_append(other, 0, 10, 10, 10, true, &error), error);
+    trace_syncs();
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    CHECK_EQ(synced_count, 0);
+    sc_os_reset();
+    CHECK_EQ(durable_of(topic), 20);
+    topic_close(topic);
+    topic_close(other);
     folder_remove(path);
 }
 
@@ -446,6 +593,10 @@ int main(int argc, char **argv)
     RUN(test_a_failed_sync_poisons_the_partition_until_all_have_closed);
     RUN(test_a_durable_append_whose_sync_fails_says_so);
     RUN(test_a_sync_that_overlapped_a_failed_one_promises_nothing);
-    RUN(test_appends_that_wait_together_share_one_sync);
+    RUN(test_all_that_come_while_a_sync_runs_share_the_next_one);
+    RUN(test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated);
+    RUN(test_a_sync_that_could_not_begin_fails_its_leader_alone);
+    RUN(test_the_next_sync_begins_before_the_covered_are_woken);
+    RUN(test_what_another_handle_synced_is_not_synced_again);
     return 0;
 }
