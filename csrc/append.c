@@ -33,6 +33,7 @@ enum {
     DESCRIPTORS_MAX = 256,
     POPULATE_WINDOW_MIN = 64 << 10,
     POPULATE_WINDOW_MAX = 4 << 20,
+    POPULATE_WINDOW_DURABLE = 1 << 20,
 };
 #define END_MARKER ((uint64_t)SC_CONTINUATION)
 
@@ -161,14 +162,15 @@ static int allocate(append_state *self, int64_t needed, sc_error *error)
 }
 
 /* Maps pages ahead of the stores, in a window that doubles while data streams in: it saves a page fault for each 4 KiB.
- * A sync makes the window small again, for it writes every page that was mapped so, also those that hold nothing yet. */
+ * A sync makes the window small again, for it writes every page that was mapped so, also those that hold nothing yet.
+ * Durable appends want that: where zeros were synced once, later syncs write data alone and no metadata. */
 static void populate(append_state *self, int64_t end)
 {
     sc_writer *writer = &self->partition->writer;
     if (end <= writer->populated)
         return;
     if (self->request->durable)
-        writer->window = 0;
+        writer->window = POPULATE_WINDOW_DURABLE;
     else
         writer->window = writer->window == 0 ? POPULATE_WINDOW_MIN : writer->window * 2;
     if (writer->window > POPULATE_WINDOW_MAX)

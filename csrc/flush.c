@@ -1,6 +1,10 @@
 /*
- * Making the log durable. One sync at a time per partition and process; everyone who waits when it begins or while it
- * runs shares the next one (group commit). A sync that fails poisons the partition for every process.
+ * Making the log durable. One sync at a time per partition and process: who comes first leads, the others wait in a
+ * list (group commit). The end of the log is read before a sync begins, so a sync covers what had been stored by then,
+ * whoever stored it. The leader whose sync is over hands the lead to a waiter that came too late for it: the next sync
+ * begins at once, with all that was appended meanwhile. Then it wakes those that are covered, each by a word of its
+ * own: woken together they would only queue at one lock again. A sync that fails covers nobody and poisons the
+ * partition for every process: each waiter gets the lead in turn, and finds that out.
  */
 #include <errno.h>
 #include <string.h>
@@ -36,29 +40,15 @@ static int sync_names(sc_partition *partition, bool new_partition, sc_error *err
     return SC_OK;
 }
 
-/* Linux syncs a mapping only when its file was opened for writing: for one that was opened for reading, msync does nothing
- * and says that all is well. So the mappings that scans share do not serve here. */
-static int sync_bytes(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_error *error)
+/* Covers what anybody stored, through whichever mapping or descriptor. A descriptor that is opened now is also told of
+ * an earlier failure of writeback that nobody has been told of. */
+static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_error *error)
 {
-    sc_file_stat stat;
-    int64_t length = page_ceiling(tail->end_position);
     int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
         return sc_fail_os(error, "cannot open a segment to sync it", segment->path);
-    void *data = NULL;
-    int code = SC_OK;
-    if (segment->base_offset != tail->segment_base) {
-        if (sc_os.stat(fd, &stat) != 0)
-            code = sc_fail_os(error, "cannot look at a segment", segment->path);
-        length = stat.size;
-    }
-    if (code == SC_OK && length > 0 && (data = sc_os.map(fd, (size_t)length, true)) == NULL)
-        code = sc_fail_os(error, "cannot map a segment to sync it", segment->path);
+    int code = sc_os.sync_data(fd) == 0 ? SC_OK : poison(partition, "cannot sync a segment", segment->path, error);
     sc_os.close(fd);
-    if (data != NULL && sc_os.sync_map(data, (size_t)length) != 0)
-        code = poison(partition, "cannot sync a segment", segment->path, error);
-    if (data != NULL)
-        sc_os.unmap(data, (size_t)length);
     return code;
 }
 
@@ -114,7 +104,7 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
         if (code != SC_OK)
             return code;
         bool active = next_base < 0;
-        code = sync_bytes(partition, segment, tail, error);
+        code = sync_bytes(partition, segment, error);
         new_names = new_names || tail->durable_offset <= segment->base_offset;
         if (code == SC_OK && active)
             sc_index_save(segment, tail->end_position);
@@ -167,29 +157,96 @@ static int sync_once(sc_partition *partition, sc_error *error)
     return code;
 }
 
+/* ---- group commit ------------------------------------------------------------------------------------------ */
+
+enum { TOLD_NOTHING, TOLD_COVERED, TOLD_TO_LEAD };
+
+/* True: the caller leads now, and must hand the lead on. False: a sync has covered `offset`. */
+static bool wait_for_lead(sc_partition *partition, int64_t offset)
+{
+    sc_sync_waiter self = {.offset = offset};
+    pthread_mutex_lock(&partition->sync_mutex);
+    bool leads = !partition->syncing;
+    partition->syncing = true;
+    if (!leads) {
+        self.next = partition->sync_waiters;
+        partition->sync_waiters = &self;
+    }
+    pthread_mutex_unlock(&partition->sync_mutex);
+    if (leads)
+        return true;
+    uint32_t told;
+    while ((told = atomic_load_explicit(&self.told, memory_order_acquire)) == TOLD_NOTHING)
+        sc_os.wait((uint32_t *)&self.told, TOLD_NOTHING, -1);
+    return told == TOLD_TO_LEAD;
+}
+
+static void tell(sc_sync_waiter *waiter, uint32_t what)
+{
+    uint32_t *word = (uint32_t *)&waiter->told;
+    atomic_store_explicit(&waiter->told, what, memory_order_release);
+    sc_os.wake(word); /* the waiter may be gone by now, and then nobody sleeps there */
+}
+
+/* Takes the waiters that are covered out of the list; oldest first. */
+static sc_sync_waiter *take_covered(sc_partition *partition, int64_t durable_offset)
+{
+    sc_sync_waiter *covered = NULL, *waiter;
+    for (sc_sync_waiter **link = &partition->sync_waiters; (waiter = *link) != NULL;) {
+        if (waiter->offset > durable_offset) {
+            link = &waiter->next;
+            continue;
+        }
+        *link = waiter->next;
+        waiter->next = covered;
+        covered = waiter;
+    }
+    return covered;
+}
+
+/* The newest of those that still wait leads next: it is the likeliest not to sleep yet. */
+static void hand_lead_on(sc_partition *partition, int64_t durable_offset)
+{
+    pthread_mutex_lock(&partition->sync_mutex);
+    sc_sync_waiter *covered = take_covered(partition, durable_offset), *leader = partition->sync_waiters, *next;
+    if (leader != NULL)
+        partition->sync_waiters = leader->next;
+    partition->syncing = leader != NULL;
+    pthread_mutex_unlock(&partition->sync_mutex);
+    if (leader != NULL)
+        tell(leader, TOLD_TO_LEAD);
+    for (; covered != NULL; covered = next) {
+        next = covered->next;
+        tell(covered, TOLD_COVERED);
+    }
+}
+
+/* *durable_offset: how far the log was durable when the caller last looked. */
+static int sync_until(sc_partition *partition, int64_t offset, int64_t *durable_offset, sc_error *error)
+{
+    for (;;) {
+        sc_tail tail;
+        int code = sc_partition_tail(partition, &tail, error);
+        if (code != SC_OK)
+            return code;
+        *durable_offset = tail.durable_offset;
+        if (tail.durable_offset >= offset)
+            return SC_OK;
+        code = sync_once(partition, error);
+        if (code != SC_OK)
+            return code;
+    }
+}
+
 int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error)
 {
     sc_tail tail;
-    int code = SC_OK;
-    pthread_mutex_lock(&partition->sync_mutex);
-    for (;;) {
-        code = sc_partition_tail(partition, &tail, error);
-        if (code != SC_OK || tail.durable_offset >= offset)
-            break;
-        if (partition->syncing) {
-            pthread_cond_wait(&partition->synced, &partition->sync_mutex);
-            continue;
-        }
-        partition->syncing = true;
-        pthread_mutex_unlock(&partition->sync_mutex);
-        code = sync_once(partition, error);
-        pthread_mutex_lock(&partition->sync_mutex);
-        partition->syncing = false;
-        pthread_cond_broadcast(&partition->synced);
-        if (code != SC_OK)
-            break;
-    }
-    pthread_mutex_unlock(&partition->sync_mutex);
+    int code = sc_partition_tail(partition, &tail, error);
+    if (code != SC_OK || tail.durable_offset >= offset || !wait_for_lead(partition, offset))
+        return code;
+    int64_t durable_offset = tail.durable_offset;
+    code = sync_until(partition, offset, &durable_offset, error);
+    hand_lead_on(partition, durable_offset);
     return code;
 }
 

@@ -149,6 +149,19 @@ static int real_sync(int fd)
     return result;
 }
 
+static int real_sync_data(int fd)
+{
+#if defined(__APPLE__)
+    return real_sync(fd);
+#else
+    int result;
+    do
+        result = fdatasync(fd);
+    while (result != 0 && errno == EINTR);
+    return result;
+#endif
+}
+
 static int real_mkdir(const char *path)
 {
     return mkdir(path, 0777);
@@ -176,11 +189,6 @@ static void *real_map(int fd, size_t size, bool writable)
 {
     void *address = mmap(NULL, size, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
     return address == MAP_FAILED ? NULL : address;
-}
-
-static int real_sync_map(void *address, size_t size)
-{
-    return msync(address, size, MS_SYNC);
 }
 
 static int real_populate(void *address, size_t size)
@@ -256,9 +264,9 @@ static const struct sc_os_table real_table = {
     .zero = real_zero,
     .truncate = real_truncate,
     .sync = real_sync,
+    .sync_data = real_sync_data,
     .map = real_map,
     .unmap = munmap,
-    .sync_map = real_sync_map,
     .populate = real_populate,
     .rename = rename,
     .unlink = unlink,
@@ -282,9 +290,9 @@ struct sc_os_table sc_os = {
     .zero = real_zero,
     .truncate = real_truncate,
     .sync = real_sync,
+    .sync_data = real_sync_data,
     .map = real_map,
     .unmap = munmap,
-    .sync_map = real_sync_map,
     .populate = real_populate,
     .rename = rename,
     .unlink = unlink,

@@ -34,10 +34,10 @@ struct sc_os_table {
     int (*zero)(int fd, int64_t position, int64_t size);
     int (*truncate)(int fd, int64_t size);
     int (*sync)(int fd);
+    /* Writes all of a file's bytes, and what is needed to find them again, to the drive: not its times. */
+    int (*sync_data)(int fd);
     void *(*map)(int fd, size_t size, bool writable);
     int (*unmap)(void *address, size_t size);
-    /* Writes the mapped range, and what is needed to find it again, to the drive. */
-    int (*sync_map)(void *address, size_t size);
     /* Maps the pages of a range for writing ahead of use: a hint that may fail. */
     int (*populate)(void *address, size_t size);
     int (*rename)(const char *from, const char *to);

@@ -19,7 +19,6 @@ void sc_partition_free(sc_partition *partition)
     pthread_mutex_destroy(&partition->append_mutex);
     pthread_mutex_destroy(&partition->list_mutex);
     pthread_mutex_destroy(&partition->sync_mutex);
-    pthread_cond_destroy(&partition->synced);
     free(partition);
 }
 

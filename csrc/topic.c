@@ -213,7 +213,6 @@ static sc_partition *new_partition(sc_topic *topic, uint32_t number)
     pthread_mutex_init(&partition->append_mutex, NULL);
     pthread_mutex_init(&partition->list_mutex, NULL);
     pthread_mutex_init(&partition->sync_mutex, NULL);
-    pthread_cond_init(&partition->synced, NULL);
     return partition;
 }
 

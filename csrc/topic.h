@@ -18,6 +18,13 @@ typedef struct sc_writer {
     int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
 } sc_writer;
 
+/* A thread that waits for a sync; it lies on that thread's stack. */
+typedef struct sc_sync_waiter {
+    struct sc_sync_waiter *next;
+    int64_t offset;        /* everything below it must be durable */
+    _Atomic uint32_t told; /* set once, when the waiter is out of the list (flush.c) */
+} sc_sync_waiter;
+
 typedef struct sc_partition {
     sc_topic *topic;
     uint32_t number;
@@ -28,8 +35,8 @@ typedef struct sc_partition {
     int64_t segment_count;
     bool listed;
     pthread_mutex_t sync_mutex;
-    pthread_cond_t synced;
-    bool syncing;
+    bool syncing;                 /* somebody leads; behind sync_mutex */
+    sc_sync_waiter *sync_waiters; /* newest first; behind sync_mutex */
     atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
     atomic_bool unnoted;   /* the log does not say yet that what this handle appended or recovered is durable */
     atomic_bool touched;   /* this handle appended or recovered: it flushes and trims when it closes */

@@ -76,14 +76,14 @@ static int faulty_sync(int fd)
     return fails("sync") ? -1 : real.sync(fd);
 }
 
+static int faulty_sync_data(int fd)
+{
+    return fails("sync_data") ? -1 : real.sync_data(fd);
+}
+
 static void *faulty_map(int fd, size_t size, bool writable)
 {
     return fails("map") ? NULL : real.map(fd, size, writable);
-}
-
-static int faulty_sync_map(void *address, size_t size)
-{
-    return fails("sync_map") ? -1 : real.sync_map(address, size);
 }
 
 static int faulty_populate(void *address, size_t size)
@@ -140,8 +140,8 @@ void faults_arm(int number, int error_number, bool sticky)
     sc_os.zero = faulty_zero;
     sc_os.truncate = faulty_truncate;
     sc_os.sync = faulty_sync;
+    sc_os.sync_data = faulty_sync_data;
     sc_os.map = faulty_map;
-    sc_os.sync_map = faulty_sync_map;
     sc_os.populate = faulty_populate;
     sc_os.rename = faulty_rename;
     sc_os.unlink = faulty_unlink;

@@ -1,5 +1,4 @@
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -16,18 +15,13 @@ enum { TRACES_MAX = 400, FDS_MAX = 1024 };
 
 typedef struct trace {
     char file[FILE_MAX];
-    int64_t size;
-    bool writable; /* the file was opened for writing: otherwise Linux syncs nothing and does not say so */
+    int64_t end; /* of the batches that the file held when its sync began; 1 for a folder */
 } trace;
 
 static struct sc_os_table real;
 static char name_of_fd[FDS_MAX][FILE_MAX];
-static struct mapped {
-    void *address;
-    trace what;
-} maps[TRACES_MAX];
 static trace synced[TRACES_MAX];
-static int map_count, synced_count;
+static int synced_count;
 
 static int tracing_open(const char *file, int how)
 {
@@ -37,36 +31,27 @@ static int tracing_open(const char *file, int how)
     return fd;
 }
 
-static void *tracing_map(int fd, size_t size, bool writable)
+static int64_t end_of_file_data(const char *file)
 {
-    void *address = real.map(fd, size, writable);
-    CHECK(map_count < TRACES_MAX);
-    struct mapped *mapped = &maps[map_count++];
-    *mapped = (struct mapped){.address = address};
-    mapped->what.size = (int64_t)size;
-    mapped->what.writable = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR;
-    snprintf(mapped->what.file, FILE_MAX, "%s", name_of_fd[fd]);
-    return address;
+    found_batch batches[300];
+    int count = found_batches(file, batches, 300);
+    return batches[count - 1].position + batches[count - 1].header.total_size;
 }
 
-static int tracing_sync_map(void *address, size_t size)
+static int tracing_sync_data(int fd)
 {
-    for (int i = map_count - 1; i >= 0; i--)
-        if (maps[i].address == address) {
-            CHECK(synced_count < TRACES_MAX && (int64_t)size <= maps[i].what.size);
-            synced[synced_count] = maps[i].what;
-            synced[synced_count++].size = (int64_t)size;
-            return real.sync_map(address, size);
-        }
-    check_fail(__FILE__, __LINE__, "sync of an address that was not mapped", "");
-    return -1;
+    CHECK(synced_count < TRACES_MAX);
+    trace *one = &synced[synced_count++];
+    *one = (trace){.end = end_of_file_data(name_of_fd[fd])};
+    snprintf(one->file, FILE_MAX, "%s", name_of_fd[fd]);
+    return real.sync_data(fd);
 }
 
 static int tracing_sync(int fd)
 {
     CHECK(synced_count < TRACES_MAX);
     trace *one = &synced[synced_count++];
-    *one = (trace){.size = INT64_MAX, .writable = true};
+    *one = (trace){.end = 1};
     snprintf(one->file, FILE_MAX, "%s", name_of_fd[fd]);
     return real.sync(fd);
 }
@@ -75,28 +60,20 @@ static void trace_syncs(void)
 {
     sc_os_reset();
     real = sc_os;
-    map_count = synced_count = 0;
+    synced_count = 0;
     sc_os.open = tracing_open;
-    sc_os.map = tracing_map;
-    sc_os.sync_map = tracing_sync_map;
+    sc_os.sync_data = tracing_sync_data;
     sc_os.sync = tracing_sync;
 }
 
-/* How much of a file was synced, counted from its start; 0: nothing. */
+/* The end of what was in a file at its last sync; 0: it was not synced. */
 static int64_t synced_of(const char *file)
 {
     int64_t most = 0;
     for (int i = 0; i < synced_count; i++)
-        if (strcmp(synced[i].file, file) == 0 && synced[i].writable && synced[i].size > most)
-            most = synced[i].size;
+        if (strcmp(synced[i].file, file) == 0 && synced[i].end > most)
+            most = synced[i].end;
     return most;
-}
-
-static int64_t end_of_file_data(const char *file)
-{
-    found_batch batches[300];
-    int count = found_batches(file, batches, 300);
-    return batches[count - 1].position + batches[count - 1].header.total_size;
 }
 
 static int64_t durable_of(sc_topic *topic)
@@ -109,7 +86,7 @@ static int64_t durable_of(sc_topic *topic)
 
 /* ---- tests ------------------------------------------------------------------------------------------------- */
 
-static void test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor(void)
+static void test_a_flush_syncs_every_file_and_name(void)
 {
     folder_make(path);
     char file[FILE_MAX], folder[FILE_MAX];
@@ -123,12 +100,12 @@ static void test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor
     CHECK_EQ(durable_of(topic), 0);
     CHECK_OK(sc_partition_flush(topic, 0, &error), error);
     CHECK_EQ(durable_of(topic), 300);
-    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK_EQ(synced_of(file), end_of_file_data(file));
     CHECK(synced_of(folder) > 0 && synced_of(path) > 0);
     trace_syncs();
     append_records(topic, 0, 300, 300);
     CHECK_OK(sc_topic_flush(topic, &error), error);
-    CHECK(synced_of(file) >= end_of_file_data(file));
+    CHECK_EQ(synced_of(file), end_of_file_data(file));
     CHECK_EQ(synced_of(folder), 0); /* the names are known already */
     trace_syncs();
     CHECK_OK(sc_topic_flush(topic, &error), error);
@@ -150,7 +127,7 @@ static void test_a_durable_append_is_synced_when_it_returns(void)
         trace_syncs();
         CHECK_OK(try_append(topic, 0, i * 50, 50, 10, true, &error), error);
         CHECK_EQ(durable_of(topic), i * 50 + 50);
-        CHECK(synced_of(file) >= end_of_file_data(file));
+        CHECK_EQ(synced_of(file), end_of_file_data(file));
     }
     sc_os_reset();
     topic_close(topic);
@@ -177,8 +154,8 @@ static void test_a_flush_after_a_roll_covers_all_of_the_sealed_segment(void)
     trace_syncs();
     CHECK_OK(sc_partition_flush(topic, 0, &error), error);
     CHECK_EQ(durable_of(topic), end);
-    CHECK(synced_of(first) >= end_of_file_data(first) + SC_OPENING_SIZE);
-    CHECK(synced_of(second) >= end_of_file_data(second));
+    CHECK_EQ(synced_of(first), end_of_file_data(first));
+    CHECK_EQ(synced_of(second), end_of_file_data(second));
     sc_os_reset();
     CHECK_OK(sc_partition_segment(topic, 0, 0, &info, &error), error);
     CHECK_EQ(info.end_offset, end - 100);
@@ -205,7 +182,7 @@ static void test_a_flush_covers_segments_that_another_handle_made(void)
         CHECK_OK(sc_partition_segment(topics[0], 0, n, &info, &error), error);
         CHECK_EQ(info.base_offset, next);
         segment_file(file, path, 0, next);
-        CHECK(synced_of(file) >= end_of_file_data(file));
+        CHECK_EQ(synced_of(file), end_of_file_data(file));
     }
     topic_close(topics[0]);
     topic_close(topics[1]);
@@ -240,8 +217,7 @@ static void test_a_batch_larger_than_its_mapping_is_found_and_synced(void)
     CHECK_OK(sc_partition_flush(reader, 0, &error), error);
     sc_os_reset();
     segment_file(file, path, 0, 0);
-    int64_t written = end_of_file_data(file);
-    CHECK(synced_of(file) == 0 || synced_of(file) >= written);
+    CHECK(synced_of(file) == 0 || synced_of(file) == end_of_file_data(file));
     check_records(reader, 0, 0, 1010);
     topic_close(topic);
     topic_close(reader);
@@ -387,9 +363,9 @@ static void test_a_closed_file_always_ends_its_stream_inside_the_file(void)
 
 /* ---- failed syncs ------------------------------------------------------------------------------------------ */
 
-static int failing_sync_map(void *address, size_t size)
+static int failing_sync_data(int fd)
 {
-    (void)address, (void)size;
+    (void)fd;
     errno = EIO;
     return -1;
 }
@@ -401,7 +377,7 @@ static void test_a_failed_sync_poisons_the_partition_until_all_have_closed(void)
     sc_error error;
     append_records(topic, 0, 0, 20);
     append_records(topic, 1, 0, 20);
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_OS);
     CHECK_EQ(error.number, EIO);
     CHECK(strstr(error.path, ".arrows") != NULL);
@@ -430,7 +406,7 @@ static void test_a_durable_append_whose_sync_fails_says_so(void)
     sc_topic *topic = topic_open(path, true);
     sc_error error;
     CHECK_OK(try_append(topic, 0, 0, 5, 5, true, &error), error);
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(try_append(topic, 0, 5, 5, 5, true, &error), SC_OS);
     sc_os_reset();
     CHECK_EQ(durable_of(topic), 5);
@@ -443,13 +419,13 @@ static void test_a_durable_append_whose_sync_fails_says_so(void)
 
 /* Another process has been told of the failure while our sync succeeded: what it dropped is not durable. */
 static sc_topic *poisoner;
-static int poisoning_sync_map(void *address, size_t size)
+static int poisoning_sync_data(int fd)
 {
     sc_error error;
-    sc_os.sync_map = failing_sync_map;
+    sc_os.sync_data = failing_sync_data;
     CHECK_EQ(sc_partition_flush(poisoner, 0, &error), SC_OS);
     sc_os_reset();
-    return sc_os.sync_map(address, size);
+    return sc_os.sync_data(fd);
 }
 
 static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
@@ -459,7 +435,7 @@ static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
     sc_error error;
     poisoner = topic_open(path, true);
     append_records(topic, 0, 0, 20);
-    sc_os.sync_map = poisoning_sync_map;
+    sc_os.sync_data = poisoning_sync_data;
     CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_POISONED);
     CHECK_EQ(durable_of(topic), 0);
     CHECK_EQ(sc_topic_close(topic, &error), SC_POISONED);
@@ -470,19 +446,56 @@ static void test_a_sync_that_overlapped_a_failed_one_promises_nothing(void)
 
 /* ---- group commit ------------------------------------------------------------------------------------------ */
 
-enum { FLUSHERS = 6 };
+enum { APPENDERS = 8 };
 static sc_topic *shared_topic;
-static atomic_int sync_calls;
+static atomic_int sync_calls, waiting, started;
+static int codes[APPENDERS];
+static void (*at_sync)(int number); /* told that the number-th sync begins; the first is 1 */
+static int failing_sync;            /* the sync that fails; 0: none */
+static int opens_that_fail;
+static bool hold_back;
+static atomic_int wakes;
+static _Thread_local int led; /* the sync that this thread did last */
 
-static int waiting_sync_map(void *address, size_t size)
+static void await_at_least(atomic_int *counter, int value)
 {
-    if (atomic_fetch_add(&sync_calls, 1) == 0)
-        for (int i = 0; end_of(shared_topic, 0) < FLUSHERS && i < 10000; i++)
-            usleep(1000);
-    return real.sync_map(address, size);
+    for (int i = 0; atomic_load(counter) < value && i < 10000; i++)
+        usleep(1000);
+    CHECK(atomic_load(counter) >= value);
 }
 
-static void *flush_one(void *unused)
+static int counting_sync_data(int fd)
+{
+    led = atomic_fetch_add(&sync_calls, 1) + 1;
+    if (at_sync != NULL)
+        at_sync(led);
+    return led == failing_sync ? failing_sync_data(fd) : real.sync_data(fd);
+}
+
+static int counting_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    atomic_fetch_add(&waiting, 1);
+    return real.wait(word, expected, timeout_ns);
+}
+
+/* With `hold_back`, whoever led the second sync wakes one thread, and the others only when the third sync has begun. */
+static int counting_wake(uint32_t *word)
+{
+    if (hold_back && led == 2 && atomic_fetch_add(&wakes, 1) > 0)
+        await_at_least(&sync_calls, 3);
+    return real.wake(word);
+}
+
+static int failing_open(const char *file, int how)
+{
+    if (opens_that_fail == 0 || strstr(file, ".arrows") == NULL)
+        return real.open(file, how);
+    opens_that_fail--;
+    errno = EMFILE;
+    return -1;
+}
+
+static void *append_one(void *number)
 {
     sc_batch_input input = {.count = 1, .timestamp = 1};
     sc_append append = {.batches = &input,
@@ -493,32 +506,142 @@ static void *flush_one(void *unused)
                         .durable = true};
     sc_error error;
     int64_t first, end;
-    CHECK_OK(sc_partition_append(shared_topic, 0, &append, &first, &end, &error), error);
-    CHECK(durable_of(shared_topic) >= end);
-    return unused;
+    int code = sc_partition_append(shared_topic, 0, &append, &first, &end, &error);
+    CHECK(code != SC_OK || durable_of(shared_topic) >= end);
+    codes[(int *)number - codes] = code;
+    return NULL;
 }
 
-static void test_appends_that_wait_together_share_one_sync(void)
+static pthread_t threads[APPENDERS];
+
+static void start_appenders(int count)
+{
+    for (int i = atomic_load(&started); count > 0; i++, count--) {
+        atomic_store(&started, i + 1);
+        CHECK(pthread_create(&threads[i], NULL, append_one, &codes[i]) == 0);
+    }
+}
+
+/* One append begins, and `at`, which each sync calls before the drive is asked, starts more. Returns how many ended
+ * with `code`. */
+static int appends_that_end(int code, void (*at)(int number), int failing)
 {
     folder_make(path);
     shared_topic = topic_open(path, true);
     sc_os_reset();
     real = sc_os;
-    sc_os.sync_map = waiting_sync_map;
-    pthread_t threads[FLUSHERS];
-    for (int i = 0; i < FLUSHERS; i++)
-        CHECK(pthread_create(&threads[i], NULL, flush_one, NULL) == 0);
-    for (int i = 0; i < FLUSHERS; i++)
+    atomic_store(&sync_calls, 0);
+    atomic_store(&waiting, 0);
+    atomic_store(&started, 0);
+    at_sync = at;
+    failing_sync = failing;
+    sc_os.sync_data = counting_sync_data;
+    sc_os.wait = counting_wait;
+    sc_os.wake = counting_wake;
+    sc_os.open = failing_open;
+    start_appenders(1);
+    int found = 0;
+    for (int i = 0; i < atomic_load(&started); i++) {
         pthread_join(threads[i], NULL);
-    CHECK(atomic_load(&sync_calls) <= 2);
+        found += codes[i] == code;
+    }
+    return found;
+}
+
+static void close_shared(int code)
+{
+    sc_error error;
     sc_os_reset();
-    topic_close(shared_topic);
+    CHECK_EQ(sc_topic_close(shared_topic, &error), code);
+    sc_topic_free(shared_topic);
+    folder_remove(path);
+}
+
+static void others_come_in_the_first(int number)
+{
+    if (number != 1)
+        return;
+    start_appenders(APPENDERS - 1);
+    await_at_least(&waiting, APPENDERS - 1);
+}
+
+static void the_first_does_not_cover_the_others(int number)
+{
+    if (number == 2)
+        CHECK_EQ(durable_of(shared_topic), 1);
+    others_come_in_the_first(number);
+}
+
+static void test_all_that_come_while_a_sync_runs_share_the_next_one(void)
+{
+    CHECK_EQ(appends_that_end(SC_OK, the_first_does_not_cover_the_others, 0), APPENDERS);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    close_shared(SC_OK);
+}
+
+static void test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated(void)
+{
+    CHECK_EQ(appends_that_end(SC_POISONED, others_come_in_the_first, 2), APPENDERS - 2);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    CHECK_EQ(codes[0], SC_OK);
+    CHECK_EQ(durable_of(shared_topic), 1);
+    close_shared(SC_POISONED);
+}
+
+static void next_open_fails(int number)
+{
+    others_come_in_the_first(number);
+    opens_that_fail = number == 1;
+}
+
+/* The drive was not asked, so nothing is poisoned: who led has the error, and the next one leads. */
+static void test_a_sync_that_could_not_begin_fails_its_leader_alone(void)
+{
+    CHECK_EQ(appends_that_end(SC_OS, next_open_fails, 0), 1);
+    CHECK_EQ(atomic_load(&sync_calls), 2);
+    CHECK_EQ(durable_of(shared_topic), APPENDERS);
+    close_shared(SC_OK);
+}
+
+static void two_groups_come(int number)
+{
+    if (number > 2)
+        return;
+    start_appenders(number == 1 ? 3 : 2);
+    await_at_least(&waiting, number == 1 ? 3 : 5);
+}
+
+static void test_the_next_sync_begins_before_the_covered_are_woken(void)
+{
+    hold_back = true;
+    CHECK_EQ(appends_that_end(SC_OK, two_groups_come, 0), 6);
+    hold_back = false;
+    CHECK_EQ(atomic_load(&sync_calls), 3);
+    CHECK_EQ(atomic_load(&wakes), 3);
+    close_shared(SC_OK);
+}
+
+/* Two handles, as two processes. */
+static void test_what_another_handle_synced_is_not_synced_again(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true), *other = topic_open(path, true);
+    sc_error error;
+    append_records(topic, 0, 0, 10);
+    CHECK_OK(try_append(other, 0, 10, 10, 10, true, &error), error);
+    trace_syncs();
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    CHECK_EQ(synced_count, 0);
+    sc_os_reset();
+    CHECK_EQ(durable_of(topic), 20);
+    topic_close(topic);
+    topic_close(other);
     folder_remove(path);
 }
 
 int main(int argc, char **argv)
 {
-    RUN(test_a_flush_syncs_every_byte_and_name_through_a_writable_descriptor);
+    RUN(test_a_flush_syncs_every_file_and_name);
     RUN(test_a_durable_append_is_synced_when_it_returns);
     RUN(test_a_flush_after_a_roll_covers_all_of_the_sealed_segment);
     RUN(test_a_flush_covers_segments_that_another_handle_made);
@@ -530,6 +653,10 @@ int main(int argc, char **argv)
     RUN(test_a_failed_sync_poisons_the_partition_until_all_have_closed);
     RUN(test_a_durable_append_whose_sync_fails_says_so);
     RUN(test_a_sync_that_overlapped_a_failed_one_promises_nothing);
-    RUN(test_appends_that_wait_together_share_one_sync);
+    RUN(test_all_that_come_while_a_sync_runs_share_the_next_one);
+    RUN(test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated);
+    RUN(test_a_sync_that_could_not_begin_fails_its_leader_alone);
+    RUN(test_the_next_sync_begins_before_the_covered_are_woken);
+    RUN(test_what_another_handle_synced_is_not_synced_again);
     return 0;
 }
