@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The only way from Python into csrc/: thin classes that own one C object each. Policy lives in the Python modules."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
@@ -20,6 +21,7 @@ from streamcore import errors
 
 cdef int64_t BATCH_ROWS_MAX = 1 << 16
 cdef int64_t BATCH_BYTES_GOAL = 1 << 20
+cdef int64_t COPIED_BYTES = 1 << 16  # by one sc_rows_copy, about
 MAX_PARTITIONS = SC_PARTITIONS_MAX
 
 cdef object EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
@@ -155,6 +157,72 @@ def partitions_of_keys(array, int32_t[::1] out, uint32_t partitions, int32_t wit
 
 # ---- records ---------------------------------------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030C0000
+    #include <structmember.h>
+    #define Py_T_INT T_INT
+    #define Py_T_LONGLONG T_LONGLONG
+    #define Py_T_OBJECT_EX T_OBJECT_EX
+    #define Py_READONLY READONLY
+    #endif
+
+    enum { RECORD_MEMBERS = 6 };
+    static PyMemberDef record_members[RECORD_MEMBERS] = {
+        {.name = "partition", .type = Py_T_INT, .flags = Py_READONLY},
+        {.name = "offset", .type = Py_T_LONGLONG, .flags = Py_READONLY},
+        {.name = "timestamp_ms", .type = Py_T_LONGLONG, .flags = Py_READONLY},
+        {.name = "key", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+        {.name = "value", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+        {.name = "headers", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+    };
+
+    static int add_members(PyObject *type, PyMemberDef *members, const Py_ssize_t *places, int count)
+    {
+        PyTypeObject *owner = (PyTypeObject *)type;
+        for (int i = 0; i < count; i++) {
+            members[i].offset = places[i];
+            PyObject *descriptor = PyDescr_NewMember(owner, &members[i]);
+            int code = descriptor == NULL ? -1 : PyDict_SetItemString(owner->tp_dict, members[i].name, descriptor);
+            Py_XDECREF(descriptor);
+            if (code != 0)
+                return -1;
+        }
+        PyType_Modified(owner);
+        return 0;
+    }
+
+    enum { LINE = 64, PREFETCHED_MAX = 4096 };
+
+    /* Any address will do: nothing is read. */
+    static inline void prefetch(const uint8_t *data, Py_ssize_t size)
+    {
+        for (Py_ssize_t i = 0; i < size && i < PREFETCHED_MAX; i += LINE)
+            __builtin_prefetch(data + i, 0, 2);
+    }
+
+    /* Whether anybody but the caller may have it; without a GIL nobody can say. */
+    static inline int is_shared(PyObject *object)
+    {
+    #ifdef Py_GIL_DISABLED
+        (void)object;
+        return 1;
+    #else
+        return Py_REFCNT(object) != 1;
+    #endif
+    }
+    """
+    bint is_shared(PyObject *object)
+    void prefetch(const uint8_t *data, Py_ssize_t size)
+    ctypedef struct PyMemberDef:
+        pass
+    enum:
+        RECORD_MEMBERS
+    PyMemberDef *record_members
+    int add_members(object type, PyMemberDef *members, const Py_ssize_t *places, int count) except -1
+
+
+@cython.freelist(64)
 cdef class Record:
     """One record of a topic. Immutable; equal when all fields are equal.
 
@@ -162,12 +230,12 @@ cdef class Record:
     key: bytes or None; value: bytes, None (a tombstone) or, of a typed topic, a dict; headers: tuple of
     (str, bytes or None) pairs.
     """
-    cdef readonly int partition
-    cdef readonly int64_t offset
-    cdef readonly int64_t timestamp_ms
-    cdef readonly object key
-    cdef readonly object value
-    cdef readonly tuple headers
+    cdef int partition
+    cdef int64_t offset
+    cdef int64_t timestamp_ms
+    cdef object key
+    cdef object value
+    cdef tuple headers
 
     def __init__(self, int partition, int64_t offset, int64_t timestamp_ms, key, value, headers=()):
         self.partition = partition
@@ -207,8 +275,28 @@ cdef class Record:
         )
 
 
-cdef inline bint is_valid(const uint8_t *validity, int64_t row) noexcept nogil:
-    return validity == NULL or (validity[row >> 3] >> (row & 7)) & 1
+cdef int make_members_of_record() except -1:
+    """Members instead of properties: the interpreter specialises reads of `key`, `value` and `headers`."""
+    cdef Record record = Record.__new__(Record)
+    cdef const char *start = <const char *><PyObject *>record
+    cdef Py_ssize_t[RECORD_MEMBERS] places = [
+        <const char *>&record.partition - start,
+        <const char *>&record.offset - start,
+        <const char *>&record.timestamp_ms - start,
+        <const char *>&record.key - start,
+        <const char *>&record.value - start,
+        <const char *>&record.headers - start,
+    ]
+    return add_members(Record, record_members, places, RECORD_MEMBERS)
+
+
+make_members_of_record()
+
+
+cdef inline object bytes_or_none(const uint8_t *validity, const int32_t *ends, const uint8_t *data, int64_t row):
+    if validity != NULL and not (validity[row >> 3] >> (row & 7)) & 1:
+        return None
+    return PyBytes_FromStringAndSize(<const char *>data + ends[row], ends[row + 1] - ends[row])
 
 
 # ---- memory of a segment as a Python buffer --------------------------------------------------------------------
@@ -445,6 +533,7 @@ cdef class Records:
     cdef sc_mapping *mapping
     cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
+    cdef Record last, spare  # those made last; a loop drops each when it has taken the next
 
     def __dealloc__(self):
         free(self.memory)
@@ -512,20 +601,22 @@ cdef class Records:
         return 0
 
     cdef Record make(self, int64_t row):
-        cdef Record record = Record.__new__(Record)
+        """The last but one record, if nobody else has it any more, or a new one."""
+        if is_shared(<PyObject *>self.spare):
+            self.spare = Record.__new__(Record)
+        cdef Record record = self.spare
         cdef sc_rows *rows = &self.copy
         record.partition = <int>self.batch.partition
         record.offset = rows.offsets[row]
         record.timestamp_ms = rows.timestamps[row]
         record.headers = ()
-        record.key = None
-        record.value = None
-        if is_valid(rows.key_validity, row):
-            record.key = PyBytes_FromStringAndSize(
-                <const char *>rows.keys + rows.key_ends[row], rows.key_ends[row + 1] - rows.key_ends[row])
-        if is_valid(rows.value_validity, row):
-            record.value = PyBytes_FromStringAndSize(
-                <const char *>rows.values + rows.value_ends[row], rows.value_ends[row + 1] - rows.value_ends[row])
+        record.value = None  # its memory is the next value's
+        record.key = bytes_or_none(rows.key_validity, rows.key_ends, rows.keys, row)
+        record.value = bytes_or_none(rows.value_validity, rows.value_ends, rows.values, row)
+        prefetch(self.rows.values + rows.value_ends[row] + COPIED_BYTES,
+                 rows.value_ends[row + 1] - rows.value_ends[row])
+        self.spare = self.last
+        self.last = record
         return record
 
 
