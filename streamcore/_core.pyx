@@ -90,12 +90,14 @@ cdef extern from *:
         for (; i < count; i++) {
             if (i + PREFETCHED_OBJECTS < count)
                 __builtin_prefetch(from[i + PREFETCHED_OBJECTS], 1);
-            if (PyBytes_CheckExact(from[i]))
-                items[i] = (sc_bytes){(const uint8_t *)PyBytes_AS_STRING(Py_NewRef(from[i])), PyBytes_GET_SIZE(from[i])};
-            else if (from[i] == Py_None)
+            if (PyBytes_CheckExact(from[i])) {
+                Py_INCREF(from[i]);
+                items[i] = (sc_bytes){(const uint8_t *)PyBytes_AS_STRING(from[i]), PyBytes_GET_SIZE(from[i])};
+            } else if (from[i] == Py_None) {
                 items[i] = (sc_bytes){NULL, 0};
-            else
+            } else {
                 break;
+            }
             sum += items[i].size;
         }
         *total += sum;
@@ -223,6 +225,16 @@ cdef extern from *:
         {.name = "headers", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
     };
 
+    /* Where in its owner the pointer to a member lies; it must be there. */
+    static Py_ssize_t place_of(PyObject *owner, PyObject *member)
+    {
+        PyObject **words = (PyObject **)owner;
+        Py_ssize_t place = 0;
+        while (words[place] != member)
+            place++;
+        return place * (Py_ssize_t)sizeof *words;
+    }
+
     static int add_members(PyObject *type, PyMemberDef *members, const Py_ssize_t *places, int count)
     {
         PyTypeObject *owner = (PyTypeObject *)type;
@@ -265,6 +277,7 @@ cdef extern from *:
     enum:
         RECORD_MEMBERS
     PyMemberDef *record_members
+    Py_ssize_t place_of(object owner, object member)
     int add_members(object type, PyMemberDef *members, const Py_ssize_t *places, int count) except -1
 
 
@@ -323,15 +336,15 @@ cdef class Record:
 
 cdef int make_members_of_record() except -1:
     """Members instead of properties: the interpreter specialises reads of `key`, `value` and `headers`."""
-    cdef Record record = Record.__new__(Record)
+    cdef Record record = Record(0, 0, 0, object(), object(), (object(),))
     cdef const char *start = <const char *><PyObject *>record
     cdef Py_ssize_t[RECORD_MEMBERS] places = [
         <const char *>&record.partition - start,
         <const char *>&record.offset - start,
         <const char *>&record.timestamp_ms - start,
-        <const char *>&record.key - start,
-        <const char *>&record.value - start,
-        <const char *>&record.headers - start,
+        place_of(record, record.key),
+        place_of(record, record.value),
+        place_of(record, record.headers),
     ]
     return add_members(Record, record_members, places, RECORD_MEMBERS)
 
