@@ -447,6 +447,15 @@ int sc_batch_export(const sc_batch *batch, const sc_column *columns, int64_t col
 
 /* ---- plain rows -------------------------------------------------------------------------------------------- */
 
+/* Whether `count` + 1 offsets are not negative and never step back; without a branch, so that it is vectorised. */
+static bool ends_ascend(const int32_t *ends, int64_t count)
+{
+    uint32_t signs = (uint32_t)ends[0];
+    for (int64_t i = 0; i < count; i++)
+        signs |= (uint32_t)ends[i + 1] | ((uint32_t)ends[i + 1] - (uint32_t)ends[i]);
+    return signs >> 31 == 0;
+}
+
 static int read_binary(exporter *self, int column, const uint8_t **validity, const int32_t **ends,
                        const uint8_t **bytes, int64_t *size)
 {
@@ -464,13 +473,9 @@ static int read_binary(exporter *self, int column, const uint8_t **validity, con
     *ends = buffers[1];
     *bytes = buffers[2];
     *size = buffer_length(self, field->buffer + 2);
-    int32_t before = 0;
-    for (int64_t i = 0; i <= count; i++) {
-        if ((*ends)[i] < before)
-            return bad(self, "the offsets of a column go back");
-        before = (*ends)[i];
-    }
-    return before <= *size ? SC_OK : bad(self, "the offsets of a column reach outside it");
+    if (!ends_ascend(*ends, count))
+        return bad(self, "the offsets of a column go back");
+    return (*ends)[count] <= *size ? SC_OK : bad(self, "the offsets of a column reach outside it");
 }
 
 static int read_fixed(exporter *self, int column, const int64_t **values)
@@ -533,39 +538,23 @@ static void plan_copy(void *context)
             high = middle - 1;
     }
     call->last = low;
-    call->size = (low - call->first) * 24 + 2 * 8 + 2 * 8 + (low - call->first) / 4 + bytes_of_rows(rows, call->first, low);
-    call->code = SC_OK;
+    call->wanted = bytes_of_rows(rows, call->first, low);
+    call->size = (low - call->first) * 24 + 2 * 8 + 2 * 8 + (low - call->first) / 4 + call->wanted;
+    call->code = call->wanted >= 0 ? SC_OK : bad(&call->self, "the offsets of a column go back");
 }
 
-static void copy_bytes(uint8_t **to, const uint8_t *validity, const int32_t *ends, const uint8_t *bytes, int64_t first,
-                       int64_t count, const uint8_t **validity_copy, const uint8_t **bytes_copy)
+static const void *copy_block(uint8_t **to, const void *from, int64_t size)
 {
-    int64_t start = ends[first], size = (int64_t)ends[first + count] - start;
-    *validity_copy = validity == NULL ? NULL : *to;
-    if (validity != NULL) {
-        memcpy(*to, validity + first / 8, (size_t)(count + 7) / 8);
-        *to += (count + 7) / 8;
-    }
-    *bytes_copy = *to;
-    memcpy(*to, bytes + start, (size_t)size);
+    void *made = memcpy(*to, from, (size_t)size);
     *to += size;
-}
-
-static int32_t *copy_ends(uint8_t **to, const int32_t *ends, int64_t first, int64_t count)
-{
-    int32_t *made = (int32_t *)(void *)*to;
-    for (int64_t i = 0; i <= count; i++)
-        made[i] = ends[first + i] - ends[first];
-    *to += (count + 1) * 4;
     return made;
 }
 
-static int64_t *copy_numbers(uint8_t **to, const int64_t *numbers, int64_t first, int64_t count)
+/* The ends stay as they are, so the copied bytes are addressed as if those before them were there, too. */
+static void copy_bytes(uint8_t **to, const uint8_t *bytes, const int32_t *ends, int64_t count, const uint8_t **copy)
 {
-    int64_t *made = (int64_t *)(void *)*to;
-    memcpy(made, numbers + first, (size_t)count * 8);
-    *to += count * 8;
-    return made;
+    *copy = *to - ends[0];
+    copy_block(to, bytes + ends[0], (int64_t)ends[count] - ends[0]);
 }
 
 static void copy_rows(void *context)
@@ -575,14 +564,23 @@ static void copy_rows(void *context)
     sc_rows *copy = call->copy;
     uint8_t *to = call->memory;
     int64_t first = call->first, count = call->last - call->first;
-    copy->count = count;
-    copy->offsets = copy_numbers(&to, rows->offsets, first, count);
-    copy->timestamps = copy_numbers(&to, rows->timestamps, first, count);
-    copy->key_ends = copy_ends(&to, rows->key_ends, first, count);
-    copy->value_ends = copy_ends(&to, rows->value_ends, first, count);
-    copy_bytes(&to, rows->key_validity, rows->key_ends, rows->keys, first, count, &copy->key_validity, &copy->keys);
-    copy_bytes(&to, rows->value_validity, rows->value_ends, rows->values, first, count, &copy->value_validity,
-               &copy->values);
+    *copy = (sc_rows){.count = count, .keys_size = rows->keys_size, .values_size = rows->values_size};
+    copy->offsets = copy_block(&to, rows->offsets + first, count * 8);
+    copy->timestamps = copy_block(&to, rows->timestamps + first, count * 8);
+    copy->key_ends = copy_block(&to, rows->key_ends + first, (count + 1) * 4);
+    copy->value_ends = copy_block(&to, rows->value_ends + first, (count + 1) * 4);
+    if (rows->key_validity != NULL)
+        copy->key_validity = copy_block(&to, rows->key_validity + first / 8, (count + 7) / 8);
+    if (rows->value_validity != NULL)
+        copy->value_validity = copy_block(&to, rows->value_validity + first / 8, (count + 7) / 8);
+    if (!ends_ascend(copy->key_ends, count) || !ends_ascend(copy->value_ends, count) ||
+        copy->key_ends[count] > rows->keys_size || copy->value_ends[count] > rows->values_size ||
+        bytes_of_rows(copy, 0, count) > call->wanted) { /* another process has changed them since they were looked at */
+        call->code = bad(&call->self, "the offsets of a column go back");
+        return;
+    }
+    copy_bytes(&to, rows->keys, copy->key_ends, count, &copy->keys);
+    copy_bytes(&to, rows->values, copy->value_ends, count, &copy->values);
     call->code = SC_OK;
 }
 
@@ -600,7 +598,6 @@ int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int6
         return sc_fail_memory(error);
     *memory = call.memory = grown;
     code = run_guarded(&call, copy_rows);
-    copy->keys_size = copy->values_size = call.size;
     *end = call.last;
     return code;
 }

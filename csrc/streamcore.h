@@ -296,8 +296,8 @@ typedef struct sc_rows {
 /* SC_INVALID when value is not binary. */
 int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error);
 /* Copies rows from `first` on, up to *end, which is lowered to what fits into about 64 KiB: what lies in a mapped file may
- * become unreadable at any time. Row r is row r - first / 8 * 8 of `copy`, which points into *memory; that was NULL or
- * made by an earlier call, and the caller frees it. */
+ * become unreadable at any time. Row r is row r - first / 8 * 8 of `copy`, whose ends are those of the file, and which
+ * points into *memory; that was NULL or made by an earlier call, and the caller frees it. */
 int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int64_t *end, sc_rows *copy, void **memory,
                  sc_error *error);
 

@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The only way from Python into csrc/: thin classes that own one C object each. Policy lives in the Python modules."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, Py_NE
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
-from cpython.ref cimport PyObject
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -20,6 +20,7 @@ from streamcore import errors
 
 cdef int64_t BATCH_ROWS_MAX = 1 << 16
 cdef int64_t BATCH_BYTES_GOAL = 1 << 20
+cdef int64_t COPIED_BYTES = 1 << 16  # by one sc_rows_copy, about
 MAX_PARTITIONS = SC_PARTITIONS_MAX
 
 cdef object EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
@@ -74,53 +75,102 @@ cdef int check(int code, const sc_error *error) except -1:
 
 # ---- columns of bytes ------------------------------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    enum { PREFETCHED_OBJECTS = 12 };
+
+    #define BYTES_OF(data) ((PyObject *)((data) - offsetof(PyBytesObject, ob_sval)))
+
+    /* Points items[i] to the i-th object, with a reference to it, until one is neither bytes nor None; returns its
+     * number, and adds to the total of bytes. Runs no Python code. */
+    static Py_ssize_t take_bytes(PyObject *objects, Py_ssize_t i, Py_ssize_t count, sc_bytes *items, int64_t *total)
+    {
+        PyObject **from = PySequence_Fast_ITEMS(objects);
+        int64_t sum = 0;
+        for (; i < count; i++) {
+            if (i + PREFETCHED_OBJECTS < count)
+                __builtin_prefetch(from[i + PREFETCHED_OBJECTS], 1);
+            if (PyBytes_CheckExact(from[i])) {
+                Py_INCREF(from[i]);
+                items[i] = (sc_bytes){(const uint8_t *)PyBytes_AS_STRING(from[i]), PyBytes_GET_SIZE(from[i])};
+            } else if (from[i] == Py_None) {
+                items[i] = (sc_bytes){NULL, 0};
+            } else {
+                break;
+            }
+            sum += items[i].size;
+        }
+        *total += sum;
+        return i;
+    }
+
+    static void drop_bytes(const sc_bytes *items, Py_ssize_t count)
+    {
+        for (Py_ssize_t i = 0; i < count; i++)
+            if (items[i].data != NULL)
+                Py_DECREF(BYTES_OF(items[i].data));
+    }
+
+    static int can_change(PyObject *objects)
+    {
+    #ifdef Py_GIL_DISABLED
+        return !PyTuple_CheckExact(objects);
+    #else
+        return !PyTuple_CheckExact(objects) && !PyList_CheckExact(objects);
+    #endif
+    }
+    """
+    Py_ssize_t take_bytes(object objects, Py_ssize_t i, Py_ssize_t count, sc_bytes *items, int64_t *total)
+    void drop_bytes(const sc_bytes *items, Py_ssize_t count)
+    bint can_change(object objects)  # while no Python code runs in this thread
+
+
 cdef class ByteColumn:
-    """Pointers to the bytes of a list of objects, which are kept alive as long as this is."""
+    """Pointers to the bytes of a list of objects. Each holds a reference to the bytes object that it points into."""
     cdef sc_bytes *items
     cdef Py_ssize_t count
-    cdef tuple objects
-    cdef list kept
+    cdef int64_t total
 
     def __cinit__(self, objects, str name):
-        self.objects = objects if type(objects) is tuple else tuple(objects)
-        self.count = PyTuple_GET_SIZE(self.objects)
-        self.items = <sc_bytes *>PyMem_RawMalloc((self.count + 1) * sizeof(sc_bytes))
+        if can_change(objects):
+            objects = tuple(objects)
+        cdef Py_ssize_t count = len(objects)
+        self.items = <sc_bytes *>PyMem_RawMalloc((count + 1) * sizeof(sc_bytes))
         if self.items == NULL:
             raise MemoryError()
-        cdef Py_ssize_t i
-        cdef PyObject *item
-        for i in range(self.count):
-            item = <PyObject *>PyTuple_GET_ITEM(self.objects, i)
-            if PyBytes_CheckExact(<object>item):
-                self.items[i].data = <const uint8_t *>PyBytes_AS_STRING(<object>item)
-                self.items[i].size = PyBytes_GET_SIZE(<object>item)
-            elif <object>item is None:
-                self.items[i].data = NULL
-                self.items[i].size = 0
-            else:
-                self.take_other(i, <object>item, name)
+        self.count = take_bytes(objects, 0, count, self.items, &self.total)
+        if self.count < count:
+            self.take_others(tuple(objects), name)
 
-    cdef int take_other(self, Py_ssize_t i, object item, str name) except -1:
+    cdef int take_others(self, tuple objects, str name) except -1:
+        """Takes the rest, where objects may run code of their own, which may change the list that they came in."""
+        cdef Py_ssize_t count = len(objects)
         cdef bytes copied
-        try:
-            copied = bytes(memoryview(item))
-        except TypeError:
-            hint = ": encode it, for example .encode()" if isinstance(item, str) else ""
-            raise TypeError(
-                f"{name}[{i}] is {type(item).__name__}; bytes, another bytes-like object or None is needed{hint}"
-            ) from None
-        if self.kept is None:
-            self.kept = []
-        self.kept.append(copied)
-        self.items[i].data = <const uint8_t *>PyBytes_AS_STRING(copied)
-        self.items[i].size = PyBytes_GET_SIZE(copied)
+        while self.count < count:
+            copied = bytes_of(objects[self.count], self.count, name)
+            Py_INCREF(copied)
+            self.items[self.count].data = <const uint8_t *>PyBytes_AS_STRING(copied)
+            self.items[self.count].size = PyBytes_GET_SIZE(copied)
+            self.total += PyBytes_GET_SIZE(copied)
+            self.count = take_bytes(objects, self.count + 1, count, self.items, &self.total)
         return 0
 
     def __dealloc__(self):
+        drop_bytes(self.items, self.count)
         PyMem_RawFree(self.items)
 
     def __len__(self):
         return self.count
+
+
+cdef bytes bytes_of(object item, Py_ssize_t i, str name):
+    try:
+        return bytes(memoryview(item))
+    except TypeError:
+        hint = ": encode it, for example .encode()" if isinstance(item, str) else ""
+        raise TypeError(
+            f"{name}[{i}] is {type(item).__name__}; bytes, another bytes-like object or None is needed{hint}"
+        ) from None
 
 
 def partition_of_key(const uint8_t[::1] key, uint32_t partitions):
@@ -155,6 +205,83 @@ def partitions_of_keys(array, int32_t[::1] out, uint32_t partitions, int32_t wit
 
 # ---- records ---------------------------------------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030C0000
+    #include <structmember.h>
+    #define Py_T_INT T_INT
+    #define Py_T_LONGLONG T_LONGLONG
+    #define Py_T_OBJECT_EX T_OBJECT_EX
+    #define Py_READONLY READONLY
+    #endif
+
+    enum { RECORD_MEMBERS = 6 };
+    static PyMemberDef record_members[RECORD_MEMBERS] = {
+        {.name = "partition", .type = Py_T_INT, .flags = Py_READONLY},
+        {.name = "offset", .type = Py_T_LONGLONG, .flags = Py_READONLY},
+        {.name = "timestamp_ms", .type = Py_T_LONGLONG, .flags = Py_READONLY},
+        {.name = "key", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+        {.name = "value", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+        {.name = "headers", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+    };
+
+    /* Where in its owner the pointer to a member lies; it must be there. */
+    static Py_ssize_t place_of(PyObject *owner, PyObject *member)
+    {
+        PyObject **words = (PyObject **)owner;
+        Py_ssize_t place = 0;
+        while (words[place] != member)
+            place++;
+        return place * (Py_ssize_t)sizeof *words;
+    }
+
+    static int add_members(PyObject *type, PyMemberDef *members, const Py_ssize_t *places, int count)
+    {
+        PyTypeObject *owner = (PyTypeObject *)type;
+        for (int i = 0; i < count; i++) {
+            members[i].offset = places[i];
+            PyObject *descriptor = PyDescr_NewMember(owner, &members[i]);
+            int code = descriptor == NULL ? -1 : PyDict_SetItemString(owner->tp_dict, members[i].name, descriptor);
+            Py_XDECREF(descriptor);
+            if (code != 0)
+                return -1;
+        }
+        PyType_Modified(owner);
+        return 0;
+    }
+
+    enum { LINE = 64, PREFETCHED_MAX = 4096 };
+
+    /* Any address will do: nothing is read. */
+    static inline void prefetch(const uint8_t *data, Py_ssize_t size)
+    {
+        for (Py_ssize_t i = 0; i < size && i < PREFETCHED_MAX; i += LINE)
+            __builtin_prefetch(data + i, 0, 2);
+    }
+
+    /* Whether anybody but the caller may have it; without a GIL nobody can say. */
+    static inline int is_shared(PyObject *object)
+    {
+    #ifdef Py_GIL_DISABLED
+        (void)object;
+        return 1;
+    #else
+        return Py_REFCNT(object) != 1;
+    #endif
+    }
+    """
+    bint is_shared(PyObject *object)
+    void prefetch(const uint8_t *data, Py_ssize_t size)
+    ctypedef struct PyMemberDef:
+        pass
+    enum:
+        RECORD_MEMBERS
+    PyMemberDef *record_members
+    Py_ssize_t place_of(object owner, object member)
+    int add_members(object type, PyMemberDef *members, const Py_ssize_t *places, int count) except -1
+
+
+@cython.freelist(64)
 cdef class Record:
     """One record of a topic. Immutable; equal when all fields are equal.
 
@@ -162,12 +289,12 @@ cdef class Record:
     key: bytes or None; value: bytes, None (a tombstone) or, of a typed topic, a dict; headers: tuple of
     (str, bytes or None) pairs.
     """
-    cdef readonly int partition
-    cdef readonly int64_t offset
-    cdef readonly int64_t timestamp_ms
-    cdef readonly object key
-    cdef readonly object value
-    cdef readonly tuple headers
+    cdef int partition
+    cdef int64_t offset
+    cdef int64_t timestamp_ms
+    cdef object key
+    cdef object value
+    cdef tuple headers
 
     def __init__(self, int partition, int64_t offset, int64_t timestamp_ms, key, value, headers=()):
         self.partition = partition
@@ -207,8 +334,28 @@ cdef class Record:
         )
 
 
-cdef inline bint is_valid(const uint8_t *validity, int64_t row) noexcept nogil:
-    return validity == NULL or (validity[row >> 3] >> (row & 7)) & 1
+cdef int make_members_of_record() except -1:
+    """Members instead of properties: the interpreter specialises reads of `key`, `value` and `headers`."""
+    cdef Record record = Record(0, 0, 0, object(), object(), (object(),))
+    cdef const char *start = <const char *><PyObject *>record
+    cdef Py_ssize_t[RECORD_MEMBERS] places = [
+        <const char *>&record.partition - start,
+        <const char *>&record.offset - start,
+        <const char *>&record.timestamp_ms - start,
+        place_of(record, record.key),
+        place_of(record, record.value),
+        place_of(record, record.headers),
+    ]
+    return add_members(Record, record_members, places, RECORD_MEMBERS)
+
+
+make_members_of_record()
+
+
+cdef inline object bytes_or_none(const uint8_t *validity, const int32_t *ends, const uint8_t *data, int64_t row):
+    if validity != NULL and not (validity[row >> 3] >> (row & 7)) & 1:
+        return None
+    return PyBytes_FromStringAndSize(<const char *>data + ends[row], ends[row + 1] - ends[row])
 
 
 # ---- memory of a segment as a Python buffer --------------------------------------------------------------------
@@ -445,6 +592,7 @@ cdef class Records:
     cdef sc_mapping *mapping
     cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
+    cdef Record last, spare  # those made last; a loop drops each when it has taken the next
 
     def __dealloc__(self):
         free(self.memory)
@@ -512,20 +660,22 @@ cdef class Records:
         return 0
 
     cdef Record make(self, int64_t row):
-        cdef Record record = Record.__new__(Record)
+        """The last but one record, if nobody else has it any more, or a new one."""
+        if is_shared(<PyObject *>self.spare):
+            self.spare = Record.__new__(Record)
+        cdef Record record = self.spare
         cdef sc_rows *rows = &self.copy
         record.partition = <int>self.batch.partition
         record.offset = rows.offsets[row]
         record.timestamp_ms = rows.timestamps[row]
         record.headers = ()
-        record.key = None
-        record.value = None
-        if is_valid(rows.key_validity, row):
-            record.key = PyBytes_FromStringAndSize(
-                <const char *>rows.keys + rows.key_ends[row], rows.key_ends[row + 1] - rows.key_ends[row])
-        if is_valid(rows.value_validity, row):
-            record.value = PyBytes_FromStringAndSize(
-                <const char *>rows.values + rows.value_ends[row], rows.value_ends[row + 1] - rows.value_ends[row])
+        record.value = None  # its memory is the next value's
+        record.key = bytes_or_none(rows.key_validity, rows.key_ends, rows.keys, row)
+        record.value = bytes_or_none(rows.value_validity, rows.value_ends, rows.values, row)
+        prefetch(self.rows.values + rows.value_ends[row] + COPIED_BYTES,
+                 rows.value_ends[row + 1] - rows.value_ends[row])
+        self.spare = self.last
+        self.last = record
         return record
 
 
@@ -740,39 +890,41 @@ cdef class Topic:
                     bint log_append_time, bint durable):
         """Appends rows of bytes. `partition` None: by key. Returns [(partition, first offset, end offset), …]."""
         cdef const int64_t *times = &timestamps[0] if timestamps is not None else NULL
+        cdef int64_t total = values.total + (keys.total if keys is not None else 0)
+        if (keys is not None and keys.count != values.count) or (times != NULL and timestamps.shape[0] != values.count):
+            raise ValueError("the lists changed while they were appended")
+        if values.count == 0:
+            return []
         if partition is not None or keys is None or partitions == 1:
             target = without_key if partition is None else partition
             return [self.append_range(target, values.items, keys.items if keys is not None else NULL, times, timestamp,
-                                      headers, values.count, version, log_append_time, durable)]
+                                      headers, values.count, total, version, log_append_time, durable)]
         return self.append_by_key(values, keys, times, timestamp, version, partitions, without_key, log_append_time,
                                   durable)
 
     cdef tuple append_range(self, uint32_t partition, const sc_bytes *values, const sc_bytes *keys,
-                            const int64_t *times, int64_t timestamp, headers, int64_t count, uint32_t version,
-                            bint log_append_time, bint durable, bint begun=False):
-        cdef int64_t batches = 0, start = 0, end, size
-        cdef int64_t most = count // BATCH_ROWS_MAX + 2
+                            const int64_t *times, int64_t timestamp, headers, int64_t count, int64_t total,
+                            uint32_t version, bint log_append_time, bint durable, bint begun=False):
+        """`total`: not less than the bytes of the values and keys."""
+        cdef int64_t batches = 0, start = 0, rows
+        cdef bint single = count <= BATCH_ROWS_MAX and total < BATCH_BYTES_GOAL
+        cdef int64_t most = 1 if single else count // BATCH_ROWS_MAX + total // BATCH_BYTES_GOAL + 2
         cdef object array_capsule
         cdef const ArrowArray *header_array = NULL
+        cdef sc_batch_input first
+        cdef sc_batch_input *inputs = &first
         if headers is not None:
             array_capsule = headers.__arrow_c_array__()[1]
             header_array = <const ArrowArray *>PyCapsule_GetPointer(array_capsule, "arrow_array")
-        for end in range(count):
-            size = values[end].size + (keys[end].size if keys != NULL else 0)
-            start += size
-        most += start // BATCH_BYTES_GOAL + 1
-        start = 0
-        cdef sc_batch_input *inputs = <sc_batch_input *>PyMem_RawCalloc(most, sizeof(sc_batch_input))
-        if inputs == NULL:
-            raise MemoryError()
+        if not single:
+            inputs = <sc_batch_input *>PyMem_RawMalloc(most * sizeof(sc_batch_input))
+            if inputs == NULL:
+                raise MemoryError()
         try:
             while start < count:
-                size = 0
-                end = start
-                while end < count and end - start < BATCH_ROWS_MAX and (size < BATCH_BYTES_GOAL or end == start):
-                    size += values[end].size + (keys[end].size if keys != NULL else 0)
-                    end += 1
-                inputs[batches].count = end - start
+                rows = count if single else rows_of_batch(values, keys, start, count)
+                memset(&inputs[batches], 0, sizeof(sc_batch_input))
+                inputs[batches].count = rows
                 inputs[batches].values = values + start
                 inputs[batches].keys = keys + start if keys != NULL else NULL
                 inputs[batches].timestamps = times + start if times != NULL else NULL
@@ -780,16 +932,17 @@ cdef class Topic:
                 inputs[batches].headers = header_array
                 inputs[batches].first_row = start
                 batches += 1
-                start = end
+                start += rows
             return self.append(partition, inputs, batches, version, -1, log_append_time, durable, begun)
         finally:
-            PyMem_RawFree(inputs)
+            if not single:
+                PyMem_RawFree(inputs)
 
     cdef list append_by_key(self, ByteColumn values, ByteColumn keys, const int64_t *times, int64_t timestamp,
                             uint32_t version, uint32_t partitions, uint32_t without_key, bint log_append_time,
                             bint durable):
         cdef Py_ssize_t count = values.count, i, place
-        cdef int64_t longest = 0
+        cdef int64_t longest = 0, total = values.total + keys.total
         cdef uint32_t p
         cdef list spans = []
         cdef sc_bytes *sorted_values = <sc_bytes *>PyMem_RawMalloc((count + 1) * sizeof(sc_bytes))
@@ -825,7 +978,7 @@ cdef class Topic:
                     spans.append(self.append_range(
                         p, sorted_values + starts[p], sorted_keys + starts[p],
                         sorted_times + starts[p] if times != NULL else NULL, timestamp, None,
-                        starts[p + 1] - starts[p], version, log_append_time, durable, len(spans) > 0))
+                        starts[p + 1] - starts[p], total, version, log_append_time, durable, len(spans) > 0))
             return spans
         finally:
             PyMem_RawFree(sorted_values)
@@ -903,6 +1056,15 @@ cdef class Topic:
             return self.append(partition, inputs, batches, version, expected_offset, log_append_time, durable)
         finally:
             PyMem_RawFree(inputs)
+
+
+cdef int64_t rows_of_batch(const sc_bytes *values, const sc_bytes *keys, int64_t start, int64_t count) noexcept:
+    """How many of the rows from `start` on go into one batch."""
+    cdef int64_t end = start, size = 0
+    while end < count and end - start < BATCH_ROWS_MAX and (size < BATCH_BYTES_GOAL or end == start):
+        size += values[end].size + (keys[end].size if keys != NULL else 0)
+        end += 1
+    return end - start
 
 
 cdef sc_topic_settings settings_of(tuple settings):

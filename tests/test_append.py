@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -895,3 +896,47 @@ def test_closing_while_threads_append_and_scan_loses_nothing_acknowledged(store_
         assert [p.end_offset for p in again.topic("clicks").partitions] == acknowledged
         assert again.verify() == []
     assert min(acknowledged) > 0
+
+
+# ---- what becomes of the objects -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="needs reference counts")
+def test_no_reference_to_a_value_is_kept_or_lost(topic: sc.Topic) -> None:
+    values = [b"value %d" % i for i in range(100)]
+    mixed: list[Any] = [*values, None, bytearray(b"other"), *values, memoryview(b"more"), b"", values[0]]
+    before = [sys.getrefcount(value) for value in values]
+    topic.append(values)
+    topic.append(tuple(values), keys=values)
+    topic.append(mixed)
+    for wrong in ("text", 5, object()):
+        with pytest.raises(TypeError, match=r"values\[100\] is"):
+            topic.append([*values, wrong, *values])
+    with pytest.raises(TypeError, match=r"keys\[1\] is int"):
+        topic.append(values, keys=[*values[:1], 5, *values[:98]])
+    assert [sys.getrefcount(value) for value in values] == before
+    wanted = [*values, *values, *[None if value is None else bytes(value) for value in mixed]]
+    assert [record.value for record in topic.scan()] == wanted
+
+
+def test_values_that_another_thread_takes_out_of_the_list_are_appended(topic: sc.Topic) -> None:
+    count, rounds = 5000, 30
+    done = threading.Event()
+    shared: list[bytes] = []
+
+    def change() -> None:
+        while not done.is_set():
+            shared[:] = [b"%d" % i * 20 for i in range(count)]
+            shared.clear()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(rounds):
+            topic.append(shared)
+    finally:
+        done.set()
+        thread.join()
+    for record in topic.scan():
+        number = record.value[: len(record.value) // 20]
+        assert record.value == number * 20

@@ -9,6 +9,8 @@ import itertools
 import pickle
 import random
 import threading
+import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -636,6 +638,38 @@ def test_records_cannot_be_changed(topic: sc.Topic) -> None:
     for name in ("partition", "offset", "timestamp", "timestamp_ms", "key", "value", "headers", "other"):
         with pytest.raises(AttributeError):
             setattr(record, name, 1)
+
+
+def test_records_that_are_kept_stay_as_they_are_while_the_scan_goes_on(topic: sc.Topic) -> None:
+    count = 2000
+    topic.append([b"%d" % i * (i % 50) for i in range(count)], keys=[b"k%d" % i for i in range(count)], timestamps=7)
+    wanted = [sc.Record(0, i, 7, b"k%d" % i, b"%d" % i * (i % 50)) for i in range(count)]
+    kept = [record for record in topic.scan() if record.offset % 7 < 2]
+    assert kept == [record for record in wanted if record.offset % 7 < 2]
+    values = [record.value for record in topic.scan()]
+    assert values == [record.value for record in wanted]
+    assert list(topic.scan()) == wanted
+    records = iter(topic.scan())
+    assert [next(records).offset for _ in range(5)] == [0, 1, 2, 3, 4]
+    first, second, third = next(records), next(records), next(records)
+    assert (first, second, third) == (wanted[5], wanted[6], wanted[7])
+
+
+def test_a_cycle_through_a_record_is_collected() -> None:
+    gone = []
+    value: dict[str, object] = {}
+    holder = type("Holder", (), {})()
+    weakref.finalize(holder, gone.append, True)
+    value["self"] = sc.Record(0, 0, 0, None, value)
+    value["holder"] = holder
+    del value, holder
+    gc.collect()
+    assert gone == [True]
+
+
+def test_fields_of_records_are_members_which_the_interpreter_reads_fast() -> None:
+    for name in ("partition", "offset", "timestamp_ms", "key", "value", "headers"):
+        assert type(vars(sc.Record)[name]) is types.MemberDescriptorType
 
 
 def test_the_repr_of_a_record_shows_what_there_is(topic: sc.Topic) -> None:

@@ -105,8 +105,8 @@ static void read_rows(const sc_batch *batch)
             __builtin_trap();
         int64_t last = end - 1 - first / 8 * 8;
         touch(copy.offsets, (last + 1) * 8);
-        touch(copy.keys, copy.key_ends[last + 1]);
-        touch(copy.values, copy.value_ends[last + 1]);
+        touch(copy.keys + copy.key_ends[0], copy.key_ends[last + 1] - copy.key_ends[0]);
+        touch(copy.values + copy.value_ends[0], copy.value_ends[last + 1] - copy.value_ends[0]);
     }
     free(memory);
 }

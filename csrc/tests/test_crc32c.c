@@ -1,6 +1,9 @@
 #include "check.h"
 
-uint32_t sc_crc32c_portable(uint32_t crc, const void *data, size_t size);
+int sc_crc32c_ways(void);
+uint32_t sc_crc32c_by(int way, uint32_t crc, const void *data, size_t size);
+
+enum { PORTABLE = 0 };
 
 static void test_known_vectors_of_rfc_3720(void)
 {
@@ -47,36 +50,54 @@ static void make_noise(void)
     }
 }
 
-static void test_all_lengths_and_alignments_agree_with_the_portable_code(void)
+static void test_every_way_agrees_with_the_portable_one_at_all_lengths_and_alignments(void)
 {
     make_noise();
-    for (size_t length = 0; length < 1700; length++)
-        for (size_t from = 0; from < 9; from++)
-            CHECK_EQ(sc_crc32c(7, noise + from, length), sc_crc32c_portable(7, noise + from, length));
-    for (size_t length = 1700; length <= LARGE; length += 97)
-        for (size_t from = 0; from < 64; from += 21)
-            CHECK_EQ(sc_crc32c(0, noise + from, length), sc_crc32c_portable(0, noise + from, length));
+    for (int way = PORTABLE + 1; way < sc_crc32c_ways(); way++) {
+        for (size_t length = 0; length < 1700; length++)
+            for (size_t from = 0; from < 9; from++)
+                CHECK_EQ(sc_crc32c_by(way, 7, noise + from, length), sc_crc32c_by(PORTABLE, 7, noise + from, length));
+        for (size_t length = 1700; length <= LARGE; length += 97)
+            for (size_t from = 0; from < 64; from += 21)
+                CHECK_EQ(sc_crc32c_by(way, ~0u, noise + from, length),
+                         sc_crc32c_by(PORTABLE, ~0u, noise + from, length));
+        for (size_t length = 1024; length < 1024 + 3 * 256; length++)
+            for (size_t from = 0; from < 64; from++)
+                CHECK_EQ(sc_crc32c_by(way, 0, noise + from, length), sc_crc32c_by(PORTABLE, 0, noise + from, length));
+    }
+}
+
+static void test_the_way_that_is_taken_agrees_with_all(void)
+{
+    make_noise();
+    CHECK(sc_crc32c_ways() >= 1);
+    for (int way = PORTABLE; way < sc_crc32c_ways(); way++)
+        CHECK_EQ(sc_crc32c(1, noise, LARGE), sc_crc32c_by(way, 1, noise, LARGE));
 }
 
 static void test_the_portable_code_agrees_with_bitwise_division(void)
 {
     make_noise();
+    CHECK(sc_crc32c_ways() >= 1);
     for (size_t length = 0; length < 300; length++)
-        CHECK_EQ(sc_crc32c_portable(3, noise + length % 8, length), crc_by_bits(3, noise + length % 8, length));
+        CHECK_EQ(sc_crc32c_by(PORTABLE, 3, noise + length % 8, length), crc_by_bits(3, noise + length % 8, length));
+    CHECK_EQ(sc_crc32c_by(PORTABLE, 0, noise, LARGE), crc_by_bits(0, noise, LARGE));
 }
 
 static void test_a_sum_continues_where_another_ended(void)
 {
     make_noise();
     uint32_t whole = sc_crc32c(0, noise, LARGE);
-    for (size_t cut = 0; cut <= LARGE; cut += 1 + cut / 7)
-        CHECK_EQ(sc_crc32c(sc_crc32c(0, noise, cut), noise + cut, LARGE - cut), whole);
+    for (int way = PORTABLE; way < sc_crc32c_ways(); way++)
+        for (size_t cut = 0; cut <= LARGE; cut += 1 + cut / 7)
+            CHECK_EQ(sc_crc32c_by(way, sc_crc32c_by(way, 0, noise, cut), noise + cut, LARGE - cut), whole);
 }
 
 int main(int argc, char **argv)
 {
     RUN(test_known_vectors_of_rfc_3720);
-    RUN(test_all_lengths_and_alignments_agree_with_the_portable_code);
+    RUN(test_every_way_agrees_with_the_portable_one_at_all_lengths_and_alignments);
+    RUN(test_the_way_that_is_taken_agrees_with_all);
     RUN(test_the_portable_code_agrees_with_bitwise_division);
     RUN(test_a_sum_continues_where_another_ended);
     return 0;
