@@ -375,13 +375,25 @@ static int find_end(append_state *self, sc_error *error)
     return SC_OK;
 }
 
+/* Sequences count records, and begin anew at 0 behind the greatest one. */
+static int32_t sequence_after(int32_t sequence, int64_t count)
+{
+    return (int32_t)(((int64_t)sequence + count) & INT32_MAX);
+}
+
 static sc_placement placement_of(const append_state *self, int64_t number, int64_t offset)
 {
     bool last = number == self->request->batch_count - 1;
+    const sc_producer *producer = &self->request->producer;
     return (sc_placement){
         .base_offset = offset,
         .durable_offset = self->tail.durable_offset,
+        .start_offset = self->tail.start_offset,
+        .producer_id = producer->id,
+        .producer_epoch = producer->epoch,
+        .base_sequence = sequence_after(producer->sequence, offset - self->tail.end_offset),
         .flags = (uint16_t)((last ? 0 : SC_FLAG_CONTINUED) |
+                            (self->request->transactional ? SC_FLAG_TRANSACTIONAL : 0) |
                             (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
     };
 }
@@ -425,7 +437,8 @@ static void store_filler(void *context)
 {
     struct filler *self = context;
     const sc_tail *tail = &self->state->tail;
-    sc_placement placement = {.base_offset = tail->end_offset, .durable_offset = tail->durable_offset};
+    sc_placement placement = {.base_offset = tail->end_offset, .durable_offset = tail->durable_offset,
+                              .start_offset = tail->start_offset};
     sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);
     store_opening(self->state, tail->end_position, &self->encoding);
 }

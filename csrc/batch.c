@@ -29,15 +29,24 @@ bool sc_header_is_newer(const sc_header *header)
            (header->version != SC_BATCH_VERSION || (header->flags & ~SC_FLAGS_KNOWN) != 0);
 }
 
+/* Row i has offset base + i, unless the batch was rewritten; a marker takes an offset and has no row. */
+static bool has_sound_count(const sc_header *header)
+{
+    int64_t offsets = header->last_offset - header->base_offset + 1;
+    if ((header->flags & SC_FLAG_CONTROL) != 0)
+        return header->record_count == 0 && offsets <= 1;
+    if ((header->flags & SC_FLAG_SPARSE) != 0)
+        return header->record_count <= offsets;
+    return header->record_count == offsets;
+}
+
 static bool is_consistent(const sc_header *header, int64_t metadata_size)
 {
     return header->metadata_size == metadata_size &&
            header->total_size >= SC_OPENING_SIZE + metadata_size + SC_HEADER_SIZE &&
            header->total_size % SC_ALIGNMENT == 0 && header->total_size <= SC_BATCH_BYTES_MAX &&
            header->base_offset >= 0 && header->record_count >= 0 && header->last_offset < INT64_MAX &&
-           header->last_offset >= header->base_offset - (header->record_count == 0) &&
-           /* row i has offset base + i: a batch with gaps would be of a later version */
-           (header->record_count == 0 || header->record_count == header->last_offset - header->base_offset + 1);
+           header->last_offset >= header->base_offset - (header->record_count == 0) && has_sound_count(header);
 }
 
 enum sc_batch_state sc_batch_look(const uint8_t *data, int64_t available, sc_header *header, const char **why)

@@ -23,7 +23,16 @@ enum {
     SC_FLAG_CODEC = 3 << SC_FLAG_CODEC_SHIFT,
     SC_FLAG_HAS_HEADERS = 1 << 5,
     SC_FLAG_CONTINUED = 1 << 6, /* the next batch belongs to the same append: both or neither */
-    SC_FLAGS_KNOWN = (1 << 7) - 1,
+    SC_FLAG_SPARSE = 1 << 7,    /* rewritten: offsets base to last are covered, and only those in the column are there */
+    SC_FLAGS_KNOWN = (1 << 8) - 1,
+};
+
+/* What a batch with SC_FLAG_CONTROL, which has no rows, says. Markers take one offset, as in Apache Kafka. */
+enum {
+    SC_CONTROL_NONE = 0,
+    SC_CONTROL_COMMIT = 1,    /* the producer's transaction that begins at transaction_offset is committed */
+    SC_CONTROL_ABORT = 2,     /* ... is aborted: committed readers pass over its records */
+    SC_CONTROL_PRODUCERS = 3, /* takes no offset: the body behind the header is a snapshot of producer state */
 };
 
 enum { SC_HEADER_SIZE = 128, SC_OPENING_SIZE = 8, SC_BATCH_VERSION = 1 };
@@ -46,17 +55,20 @@ typedef struct sc_header {
     int64_t durable_offset; /* the partition's when this was written: all below it had been synced */
     int64_t producer_id;    /* -1: none */
     int16_t producer_epoch;
-    uint16_t reserved_16;
+    uint16_t control; /* SC_CONTROL_* */
     int32_t base_sequence;
     int32_t leader_epoch;
     uint32_t schema_version;
-    uint8_t reserved[32];
+    int64_t unstable_count;     /* offsets from the first open transaction to the end of this batch; 0: none is open */
+    int64_t start_offset;       /* of the partition when this was written: records below it are deleted */
+    int64_t transaction_offset; /* of a marker: the first offset of the transaction in this partition */
+    uint8_t reserved[8];
 } sc_header;
 static_assert(sizeof(sc_header) == SC_HEADER_SIZE, "the header has 128 bytes");
 static_assert(offsetof(sc_header, header_crc) == 8 && offsetof(sc_header, total_size) == 16 &&
                   offsetof(sc_header, record_count) == 40 && offsetof(sc_header, min_timestamp) == 48 &&
                   offsetof(sc_header, durable_offset) == 64 && offsetof(sc_header, base_sequence) == 84 &&
-                  offsetof(sc_header, reserved) == 96,
+                  offsetof(sc_header, unstable_count) == 96 && offsetof(sc_header, reserved) == 120,
               "the header's fields lie where docs/format.md says");
 
 enum sc_batch_state {

@@ -627,6 +627,7 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
     else
         (void)put_columns(encoding, &unused);
     write_metadata(encoding, at + SC_OPENING_SIZE);
+    bool has_producer = placement->producer_id != SC_NO_PRODUCER;
     sc_header header = {
         .flags = (uint16_t)(encoding->flags | placement->flags),
         .total_size = encoding->total_size,
@@ -637,10 +638,12 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
         .min_timestamp = encoding->min_timestamp,
         .max_timestamp = encoding->max_timestamp,
         .durable_offset = placement->durable_offset,
-        .producer_id = -1,
-        .producer_epoch = -1,
-        .base_sequence = -1,
+        .producer_id = has_producer ? placement->producer_id : -1,
+        .producer_epoch = has_producer ? placement->producer_epoch : -1,
+        .base_sequence = has_producer ? placement->base_sequence : -1,
         .schema_version = encoding->layout->schema_version,
+        .unstable_count = placement->unstable_count,
+        .start_offset = placement->start_offset,
     };
     header.body_crc = checksum(encoding, at, &header);
     sc_header_seal(&header);

@@ -28,7 +28,11 @@ typedef struct sc_encoding {
 /* What a writer adds to the header. */
 typedef struct sc_placement {
     int64_t base_offset, durable_offset;
+    int64_t start_offset, unstable_count;
     uint16_t flags;
+    int16_t producer_epoch;
+    int32_t base_sequence;
+    int64_t producer_id; /* SC_NO_PRODUCER: the header has -1 in its three fields */
 } sc_placement;
 
 /* Works out sizes and checks the input; reads it, writes nothing. */

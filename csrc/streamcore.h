@@ -154,6 +154,14 @@ typedef struct sc_batch_input {
 } sc_batch_input;
 
 enum { SC_CODEC_NONE = 0, SC_CODEC_LZ4 = 1, SC_CODEC_ZSTD = 2 };
+enum { SC_NO_PRODUCER = 0 }; /* ids begin at 1 */
+
+/* Who appends, when that is to be told apart: Apache Kafka's idempotent producer (KIP-98). */
+typedef struct sc_producer {
+    int64_t id; /* SC_NO_PRODUCER: nobody in particular */
+    int16_t epoch;
+    int32_t sequence; /* of the first record; those of a producer in a partition count up from 0, and wrap */
+} sc_producer;
 
 typedef struct sc_append {
     const sc_batch_input *batches; /* appended together: all of them or none */
@@ -161,6 +169,8 @@ typedef struct sc_append {
     uint32_t schema_version;
     uint32_t generation;      /* of the settings that the caller knows */
     int64_t expected_offset;  /* the append fails with SC_CONFLICT unless the log ends here; -1: anywhere */
+    sc_producer producer;
+    bool transactional;       /* part of the producer's open transaction in this partition, which it opens if need be */
     bool log_append_time;     /* recorded in the batch flags: the times are the log's, not the producer's */
     bool durable;             /* return after the drive has it */
 } sc_append;

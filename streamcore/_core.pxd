@@ -1,5 +1,5 @@
 # The declarations of csrc/streamcore.h that the binding uses.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 
 cdef extern from "stdbool.h":
@@ -102,12 +102,19 @@ cdef extern from "streamcore.h" nogil:
         int64_t max_timestamp
         bint has_headers
 
+    struct sc_producer:
+        int64_t id
+        int16_t epoch
+        int32_t sequence
+
     struct sc_append:
         const sc_batch_input *batches
         int64_t batch_count
         uint32_t schema_version
         uint32_t generation
         int64_t expected_offset
+        sc_producer producer
+        bint transactional
         bint log_append_time
         bint durable
 

@@ -135,6 +135,7 @@ class Topic:
         version: int,
         log_append_time: bool,
         durable: bool,
+        producer: tuple[int, int, int, bool] | None = None,
     ) -> tuple[int, int, int]: ...
     def append_messages(
         self,
@@ -144,4 +145,5 @@ class Topic:
         version: int,
         log_append_time: bool,
         durable: bool,
+        producer: tuple[int, int, int, bool] | None = None,
     ) -> tuple[int, int, int]: ...

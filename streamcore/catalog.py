@@ -112,10 +112,12 @@ class Catalog:
         self._writable = writable
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._durable = True
+        self._ensured: set[str] = set()
         if writable:
             with _opening:
                 self._connection = self._open_writable()
-        with self._reading() as connection:
+        with self.reading() as connection:
             self._check_format(connection)
 
     # ---- connections ----
@@ -201,8 +203,17 @@ class Catalog:
     def _connect(path: Path, options: str) -> sqlite3.Connection:
         return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
 
+    def ensure_tables(self, statements: str) -> None:
+        """Makes the tables of one concept, `create table if not exists …;`, once per open store; nothing for readers."""
+        if self._writable and statements not in self._ensured:
+            with self.changing() as connection:
+                for statement in statements.split(";\n"):
+                    connection.execute(statement)
+            self._ensured.add(statements)
+
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for queries: of a store opened for reading, of what the catalog is now."""
         with self._lock, self._translated():
             if self._connection is not None:
                 yield self._connection
@@ -213,10 +224,14 @@ class Catalog:
                 yield connection
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
+    def changing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction, undone by an exception. Not durable, it survives any crash of processes, not one of power."""
         if not self._writable:
             raise StoreReadOnlyError("the store was opened with mode 'r'")
-        with self._reading() as connection:
+        with self.reading() as connection:
+            if durable != self._durable:
+                connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+                self._durable = durable
             connection.execute("begin immediate")
             try:
                 yield connection
@@ -275,7 +290,7 @@ class Catalog:
 
     def topics(self) -> list[TopicRow]:
         """All topics, by name."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(f"select {_TOPIC_COLUMNS} from topics order by name").fetchall()
             return [self._with_schemas(connection, row) for row in rows]
 
@@ -288,7 +303,7 @@ class Catalog:
         return self._one_topic("id", topic_id)
 
     def _one_topic(self, column: str, value: str) -> TopicRow | None:
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(
                 f"select id, name, folder, partitions, config, generation, mixed from topics where {column} = ?",
                 (value,),
@@ -310,7 +325,7 @@ class Catalog:
     def add_topic(self, row: TopicRow) -> None:
         """Records a new topic. Raises TopicExistsError."""
         try:
-            with self._changing() as connection:
+            with self.changing() as connection:
                 connection.execute(
                     "insert into topics values (?, ?, ?, ?, ?, ?, ?)",
                     (row.id, row.name, row.folder, row.partitions, json.dumps(row.config), row.generation, row.mixed),
@@ -322,7 +337,7 @@ class Catalog:
 
     def change_topic(self, row: TopicRow) -> bool:
         """Replaces a topic's settings if its generation is still the one before `row`'s; adds new schemas."""
-        with self._changing() as connection:
+        with self.changing() as connection:
             changed = connection.execute(
                 "update topics set partitions = ?, config = ?, generation = ?, mixed = ? "
                 "where id = ? and generation = ?",
@@ -336,20 +351,20 @@ class Catalog:
 
     def remove_topic(self, topic_id: str) -> bool:
         """Forgets a topic; False when it was gone already."""
-        with self._changing() as connection:
+        with self.changing() as connection:
             return connection.execute("delete from topics where id = ?", (topic_id,)).rowcount > 0
 
     # ---- other state ----
 
     def setting(self, key: str) -> str | None:
         """A string kept for a key."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute("select value from settings where key = ?", (key,)).fetchone()
             return None if row is None else row[0]
 
     def set_setting(self, key: str, value: str | None) -> None:
         """Keeps a string for a key; None removes it."""
-        with self._changing() as connection:
+        with self.changing() as connection:
             if value is None:
                 connection.execute("delete from settings where key = ?", (key,))
             else:
@@ -357,5 +372,5 @@ class Catalog:
 
     def check(self) -> list[str]:
         """What SQLite's own integrity check finds."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [row[0] for row in connection.execute("pragma integrity_check").fetchall() if row[0] != "ok"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CONTINUATION = 0xFFFFFFFF
-HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiI32s")  # the 128 bytes of a `Header`
+HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiIqqq8s")  # the 128 bytes of a `Header`
 FLAG_CONTROL = 1 << 1
 FLAG_CODEC = 3 << 3
 FLAGS_KNOWN = (1 << 7) - 1
@@ -49,10 +49,13 @@ class Header(NamedTuple):
     durable_offset: int
     producer_id: int
     producer_epoch: int
-    reserved_16: int
+    control: int
     base_sequence: int
     leader_epoch: int
     schema_version: int
+    unstable_count: int
+    start_offset: int
+    transaction_offset: int
     reserved: bytes
 
 

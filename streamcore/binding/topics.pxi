@@ -182,8 +182,9 @@ cdef class Topic:
         return problems
 
     cdef tuple append(self, uint32_t partition, sc_batch_input *inputs, int64_t batches, uint32_t version,
-                      int64_t expected, bint log_append_time, bint durable, bint begun=False):
-        """`begun`: the call has appended to other partitions already, so a change of settings does not stop it."""
+                      int64_t expected, bint log_append_time, bint durable, bint begun=False, producer=None):
+        """`begun`: the call has appended to other partitions already, so a change of settings does not stop it.
+        `producer`: (id, epoch, sequence of the first record, whether it is part of a transaction), or None."""
         cdef sc_error error
         cdef sc_append request
         cdef int64_t first, end
@@ -196,6 +197,8 @@ cdef class Topic:
         request.expected_offset = expected
         request.log_append_time = log_append_time
         request.durable = durable
+        if producer is not None:
+            request.producer.id, request.producer.epoch, request.producer.sequence, request.transactional = producer
         with nogil:
             code = sc_partition_append(self.ptr, partition, &request, &first, &end, &error)
             while begun and code == SC_STALE:
@@ -307,7 +310,7 @@ cdef class Topic:
             PyMem_RawFree(starts)
 
     def append_arrays(self, uint32_t partition, list chunks, int64_t timestamp, int64_t rows_per_batch,
-                      uint32_t version, bint log_append_time, bint durable):
+                      uint32_t version, bint log_append_time, bint durable, producer=None):
         """Appends Arrow arrays of exactly the layout's types: [(rows, key, value, headers, times), …], where each of
         key, value and headers has __arrow_c_array__ or is None, and times is int64 milliseconds or None."""
         cdef list kept = []
@@ -341,7 +344,7 @@ cdef class Topic:
                     one.timestamp = timestamp
                     batches += 1
                     start += step
-            return self.append(partition, inputs, batches, version, -1, log_append_time, durable)
+            return self.append(partition, inputs, batches, version, -1, log_append_time, durable, False, producer)
         finally:
             PyMem_RawFree(inputs)
 
@@ -353,7 +356,7 @@ cdef class Topic:
         return <const ArrowArray *>PyCapsule_GetPointer(capsules[1], "arrow_array")
 
     def append_messages(self, uint32_t partition, list messages, int64_t expected_offset, uint32_t version,
-                        bint log_append_time, bint durable):
+                        bint log_append_time, bint durable, producer=None):
         """Appends compressed IPC messages: [(buffer, rows, min ms, max ms, has headers), …], made for this offset."""
         cdef const uint8_t[::1] view
         cdef list views = []
@@ -372,7 +375,8 @@ cdef class Topic:
                 inputs[i].min_timestamp = low
                 inputs[i].max_timestamp = high
                 inputs[i].has_headers = has_headers
-            return self.append(partition, inputs, batches, version, expected_offset, log_append_time, durable)
+            return self.append(
+                partition, inputs, batches, version, expected_offset, log_append_time, durable, False, producer)
         finally:
             PyMem_RawFree(inputs)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 
 HEADER_SIZE = 128
-HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiI32s")
+HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiIqqq8s")
 _FIELDS = (
     "magic", "version", "flags", "header_crc", "body_crc", "total_size", "base_offset", "last_offset", "record_count",
-    "metadata_size", "min_timestamp", "max_timestamp", "durable_offset", "producer_id", "producer_epoch", "reserved_16",
-    "base_sequence", "leader_epoch", "schema_version", "reserved",
+    "metadata_size", "min_timestamp", "max_timestamp", "durable_offset", "producer_id", "producer_epoch", "control",
+    "base_sequence", "leader_epoch", "schema_version", "unstable_count", "start_offset", "transaction_offset", "reserved",
 )  # fmt: skip
 assert HEADER.size == HEADER_SIZE
 
