@@ -152,6 +152,32 @@ static void set_no_records(sc_header *header)
 {
     header->record_count = 0;
 }
+static void set_rewritten_with_gaps(sc_header *header)
+{
+    header->flags |= SC_FLAG_SPARSE;
+    set_gaps(header);
+}
+static void set_rewritten_with_nothing_left(sc_header *header)
+{
+    header->flags |= SC_FLAG_SPARSE;
+    set_no_records(header);
+}
+static void set_rewritten_with_too_many(sc_header *header)
+{
+    header->flags |= SC_FLAG_SPARSE;
+    set_too_many_records(header);
+}
+static void set_marker(sc_header *header)
+{
+    header->flags |= SC_FLAG_CONTROL;
+    header->last_offset = header->base_offset;
+    set_no_records(header);
+}
+static void set_marker_of_two_offsets(sc_header *header)
+{
+    set_marker(header);
+    header->last_offset++;
+}
 static void set_longer(sc_header *header)
 {
     header->total_size += SC_ALIGNMENT;
@@ -176,7 +202,12 @@ static void set_other_metadata(sc_header *header)
 static void test_headers_with_a_checksum_that_make_no_sense_are_bad(void)
 {
     change_header(change_nothing, SC_BATCH_GOOD);
-    change_header(set_no_records, SC_BATCH_GOOD); /* a control batch */
+    change_header(set_no_records, SC_BATCH_BAD); /* and yet it covers offsets */
+    change_header(set_rewritten_with_gaps, SC_BATCH_GOOD);
+    change_header(set_rewritten_with_nothing_left, SC_BATCH_GOOD);
+    change_header(set_rewritten_with_too_many, SC_BATCH_BAD);
+    change_header(set_marker, SC_BATCH_GOOD);
+    change_header(set_marker_of_two_offsets, SC_BATCH_BAD);
     change_header(set_unknown_flag, SC_BATCH_BAD);
     change_header(set_later_version, SC_BATCH_BAD);
     change_header(set_negative_base, SC_BATCH_BAD);
