@@ -614,6 +614,7 @@ static int append_locked(append_state *self, sc_error *error)
     if (code != SC_OK)
         return code;
     note_batches(self);
+    sc_counts_append(&self->partition->counts, self->record_count, self->total_size);
     self->tail.end_position = end;
     self->tail.end_offset += self->record_count;
     self->tail.proven_offset = self->tail.durable_offset;

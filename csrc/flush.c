@@ -47,7 +47,9 @@ static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_err
     int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
         return sc_fail_os(error, "cannot open a segment to sync it", segment->path);
+    int64_t began = sc_os.monotonic_ns();
     int code = sc_os.sync_data(fd) == 0 ? SC_OK : poison(partition, "cannot sync a segment", segment->path, error);
+    sc_counts_sync(&partition->counts, sc_os.monotonic_ns() - began);
     sc_os.close(fd);
     return code;
 }

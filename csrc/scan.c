@@ -65,11 +65,21 @@ static void leave_segment(sc_scan *scan)
     scan->segment = NULL;
 }
 
+static void count_scan(sc_scan *scan)
+{
+    sc_scan_counters read;
+    sc_tally_read(scan->tally, &read);
+    atomic_fetch_add_explicit(&scan->topic->scanned_batches, read.batches, memory_order_relaxed);
+    atomic_fetch_add_explicit(&scan->topic->scanned_rows, read.rows, memory_order_relaxed);
+    atomic_fetch_add_explicit(&scan->topic->verified_bytes, read.bytes_verified, memory_order_relaxed);
+}
+
 void sc_scan_free(sc_scan *scan)
 {
     if (scan == NULL)
         return;
     leave_segment(scan);
+    count_scan(scan);
     sc_topic_free(scan->topic);
     sc_tally_release(scan->tally);
     free(scan->ranges);

@@ -210,6 +210,21 @@ typedef struct sc_segment_info {
 /* The n-th segment of a partition, oldest first; SC_END behind the last one. */
 int sc_partition_segment(sc_topic *topic, uint32_t partition, int64_t n, sc_segment_info *info, sc_error *error);
 
+enum { SC_HISTOGRAM_BUCKETS = 32 };
+
+/* What was done through a handle since it was opened. Bucket i of a histogram counts values v with 2^(i-1) <= v < 2^i, bucket
+ * 0 those below 1, and the last one also all that is greater. */
+typedef struct sc_counters {
+    int64_t appends, records, bytes; /* bytes of messages in the log */
+    int64_t syncs, sync_ns;
+    int64_t scanned_batches, scanned_rows, verified_bytes; /* of scans that have ended */
+    int64_t append_records[SC_HISTOGRAM_BUCKETS]; /* records of an append */
+    int64_t sync_us[SC_HISTOGRAM_BUCKETS];        /* microseconds of a sync */
+} sc_counters;
+
+/* Also of a topic that is closed. */
+void sc_topic_count(sc_topic *topic, sc_counters *counters);
+
 /* Waits until some partition p of the `count` listed has an end offset above offsets[p's place], or the time is over
  * (SC_END), or the topic is closed or deleted. Uses no CPU while it waits. timeout_ms < 0: for ever. */
 int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,

@@ -280,6 +280,21 @@ int sc_topic_note_durable(sc_topic *topic, sc_error *error)
     return code;
 }
 
+void sc_topic_count(sc_topic *topic, sc_counters *counters)
+{
+    *counters = (sc_counters){
+        .scanned_batches = atomic_load_explicit(&topic->scanned_batches, memory_order_relaxed),
+        .scanned_rows = atomic_load_explicit(&topic->scanned_rows, memory_order_relaxed),
+        .verified_bytes = atomic_load_explicit(&topic->verified_bytes, memory_order_relaxed),
+    };
+    uint32_t partitions = sc_topic_settings_read(topic).partitions;
+    for (uint32_t i = 0; i < partitions; i++) {
+        const sc_partition *partition = atomic_load(&topic->partitions[i]);
+        if (partition != NULL)
+            sc_counts_add(&partition->counts, counters);
+    }
+}
+
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
 static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool *beyond,

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "counters.h"
 #include "segment.h"
 #include "state.h"
 
@@ -39,6 +40,7 @@ typedef struct sc_partition {
     sc_sync_waiter *sync_waiters; /* newest first; behind sync_mutex */
     atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
     atomic_bool unnoted;   /* the log does not say yet that what this handle appended or recovered is durable */
+    sc_partition_counts counts;
     atomic_bool touched;   /* this handle appended or recovered: it flushes and trims when it closes */
 } sc_partition;
 
@@ -64,6 +66,7 @@ struct sc_topic {
     sc_state state;
     _Atomic(sc_layout *) layouts; /* newest first; freed with the topic */
     _Atomic(sc_partition *) *partitions;
+    _Atomic int64_t scanned_batches, scanned_rows, verified_bytes; /* of scans that have ended */
 };
 
 int sc_topic_enter(sc_topic *topic, sc_error *error);

@@ -129,6 +129,23 @@ cdef extern from "streamcore.h" nogil:
 
     int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)
 
+    enum:
+        SC_HISTOGRAM_BUCKETS
+
+    struct sc_counters:
+        int64_t appends
+        int64_t records
+        int64_t bytes
+        int64_t syncs
+        int64_t sync_ns
+        int64_t scanned_batches
+        int64_t scanned_rows
+        int64_t verified_bytes
+        int64_t append_records[32]
+        int64_t sync_us[32]
+
+    void sc_topic_count(sc_topic *, sc_counters *)
+
     struct sc_segment_info:
         int64_t base_offset
         int64_t end_offset

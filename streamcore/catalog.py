@@ -204,7 +204,7 @@ class Catalog:
         return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
 
     def ensure_tables(self, statements: str) -> None:
-        """Makes the tables of one concept, `create table if not exists …;`, once per open store; nothing for readers."""
+        """Makes the tables of one concept (`create table if not exists …;`) if it can write, once per open store."""
         if self._writable and statements not in self._ensured:
             with self.changing() as connection:
                 for statement in statements.split(";\n"):
@@ -225,7 +225,7 @@ class Catalog:
 
     @contextlib.contextmanager
     def changing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction, undone by an exception. Not durable, it survives any crash of processes, not one of power."""
+        """One transaction, undone by an exception. Not durable, it survives a crash of the process, not of power."""
         if not self._writable:
             raise StoreReadOnlyError("the store was opened with mode 'r'")
         with self.reading() as connection:

@@ -119,6 +119,23 @@ cdef class Topic:
         check(code, &error)
         return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes)
 
+    def counters(self):
+        """What was done through this handle, by name; the two histograms are lists (see sc_counters)."""
+        cdef sc_counters found
+        sc_topic_count(self.ptr, &found)
+        return {
+            "appends": found.appends,
+            "records": found.records,
+            "bytes": found.bytes,
+            "syncs": found.syncs,
+            "sync_ns": found.sync_ns,
+            "scanned_batches": found.scanned_batches,
+            "scanned_rows": found.scanned_rows,
+            "verified_bytes": found.verified_bytes,
+            "append_records": [found.append_records[i] for i in range(SC_HISTOGRAM_BUCKETS)],
+            "sync_us": [found.sync_us[i] for i in range(SC_HISTOGRAM_BUCKETS)],
+        }
+
     def segment(self, uint32_t partition, int64_t n):
         """The n-th segment's description, or None."""
         cdef sc_error error

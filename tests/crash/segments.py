@@ -14,7 +14,8 @@ HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiIqqq8s")
 _FIELDS = (
     "magic", "version", "flags", "header_crc", "body_crc", "total_size", "base_offset", "last_offset", "record_count",
     "metadata_size", "min_timestamp", "max_timestamp", "durable_offset", "producer_id", "producer_epoch", "control",
-    "base_sequence", "leader_epoch", "schema_version", "unstable_count", "start_offset", "transaction_offset", "reserved",
+    "base_sequence", "leader_epoch", "schema_version", "unstable_count", "start_offset", "transaction_offset",
+    "reserved",
 )  # fmt: skip
 assert HEADER.size == HEADER_SIZE
 
