@@ -11,6 +11,9 @@
  *   5. store those, and publish the new end: now every reader sees all of it
  *   6. unlock; with durability, wait for the sync that covers it
  *
+ * With a producer, the partition's producer state catches up with the log behind 2, and tells whether the append may be
+ * made, or was made before. The marker that ends a transaction is an append of one batch without records.
+ *
  * A process that dies between 3 and 5 leaves `dirty` set in the slot: the next one repairs before it appends.
  */
 #include <errno.h>
@@ -45,7 +48,10 @@ typedef struct append_state {
     sc_slot *slot;
     sc_tail tail;
     sc_encoding *encodings;
-    int64_t total_size, record_count;
+    int64_t total_size, record_count; /* count of offsets, of a marker 1 */
+    int64_t stable_offset;            /* when it is made */
+    uint16_t control;                 /* of a marker */
+    int64_t transaction_offset;       /* of a marker */
 } append_state;
 
 static int64_t round_up(int64_t size, int64_t to)
@@ -375,24 +381,29 @@ static int find_end(append_state *self, sc_error *error)
     return SC_OK;
 }
 
-/* Sequences count records, and begin anew at 0 behind the greatest one. */
-static int32_t sequence_after(int32_t sequence, int64_t count)
+static int64_t unstable_count(int64_t end_offset, int64_t stable_offset)
 {
-    return (int32_t)(((int64_t)sequence + count) & INT32_MAX);
+    return end_offset > stable_offset ? end_offset - stable_offset : 0;
 }
 
 static sc_placement placement_of(const append_state *self, int64_t number, int64_t offset)
 {
     bool last = number == self->request->batch_count - 1;
     const sc_producer *producer = &self->request->producer;
+    int64_t end_offset = offset + (self->control != 0 ? 1 : self->encodings[number].input->count);
     return (sc_placement){
         .base_offset = offset,
         .durable_offset = self->tail.durable_offset,
         .start_offset = self->tail.start_offset,
+        .unstable_count = unstable_count(end_offset, self->stable_offset),
         .producer_id = producer->id,
         .producer_epoch = producer->epoch,
-        .base_sequence = sequence_after(producer->sequence, offset - self->tail.end_offset),
+        .base_sequence =
+            self->control != 0 ? -1 : sc_sequence_after(producer->sequence, offset - self->tail.end_offset),
+        .control = self->control,
+        .transaction_offset = self->transaction_offset,
         .flags = (uint16_t)((last ? 0 : SC_FLAG_CONTINUED) |
+                            (self->control != 0 ? SC_FLAG_CONTROL : 0) |
                             (self->request->transactional ? SC_FLAG_TRANSACTIONAL : 0) |
                             (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
     };
@@ -438,7 +449,8 @@ static void store_filler(void *context)
     struct filler *self = context;
     const sc_tail *tail = &self->state->tail;
     sc_placement placement = {.base_offset = tail->end_offset, .durable_offset = tail->durable_offset,
-                              .start_offset = tail->start_offset};
+                              .start_offset = tail->start_offset,
+                              .unstable_count = unstable_count(tail->end_offset, tail->stable_offset)};
     sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);
     store_opening(self->state, tail->end_position, &self->encoding);
 }
@@ -578,18 +590,12 @@ static void note_batches(append_state *self)
     sc_segment_release(segment);
 }
 
-static int append_locked(append_state *self, sc_error *error)
+/* Stores the batches at the end of the log, which is known, and publishes them. */
+static int write_locked(append_state *self, sc_error *error)
 {
-    int code = check_slot(self, error);
-    if (code == SC_OK)
-        code = find_end(self, error);
-    if (code != SC_OK)
-        return code;
-    if (self->request->expected_offset >= 0 && self->request->expected_offset != self->tail.end_offset)
-        return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
     if (self->record_count > INT64_MAX - self->tail.end_offset)
         return sc_fail(error, SC_RANGE, "the log ends at offset %lld: there are no more", (long long)self->tail.end_offset);
-    code = ensure_segment(self, error);
+    int code = ensure_segment(self, error);
     if (code != SC_OK)
         return code;
     int64_t place = place_of(self), end = place + self->total_size, reserve = sc_encoding_empty_size(self->layout);
@@ -618,10 +624,69 @@ static int append_locked(append_state *self, sc_error *error)
     self->tail.end_position = end;
     self->tail.end_offset += self->record_count;
     self->tail.proven_offset = self->tail.durable_offset;
+    self->tail.stable_offset = self->stable_offset;
     sc_slot_publish(self->slot, &self->tail);
     atomic_store(&self->slot->dirty, 0);
     return SC_OK;
 }
+
+/* ---- producers ----------------------------------------------------------------------------------------------- */
+
+/* Whether the producer may append now. When it has appended just this before, *end_offset is where that ends; else -1. */
+static int check_producer(append_state *self, int64_t *end_offset, sc_error *error)
+{
+    const sc_append *request = self->request;
+    sc_producer_unit unit;
+    bool duplicate;
+    int code = sc_partition_catch_up(self->partition, &self->tail, error);
+    if (code == SC_OK)
+        code = sc_producer_state_check(self->partition->producers, &request->producer, self->record_count,
+                                       request->transactional, &duplicate, &unit, error);
+    if (code == SC_OK)
+        *end_offset = duplicate ? unit.last_offset + 1 : -1;
+    return code;
+}
+
+/* The log has grown from `old_end` by this append. A failure leaves the state behind, and it catches up when it is needed. */
+static void note_producer(append_state *self, int64_t old_end)
+{
+    sc_producer_state *state = self->partition->producers;
+    const sc_producer *producer = &self->request->producer;
+    sc_error unused;
+    if (state == NULL || state->offset != old_end)
+        return;
+    if (producer->id == SC_NO_PRODUCER)
+        state->offset = self->tail.end_offset;
+    else
+        (void)sc_producer_state_add(state, producer, old_end, self->tail.end_offset - 1, self->request->transactional,
+                                    false, sc_os.now_ms(), &unused);
+    state->segment_base = self->tail.segment_base;
+    state->position = self->tail.end_position;
+}
+
+/* *repeated_end: -1, or where the records end that this append repeats. */
+static int append_locked(append_state *self, int64_t *repeated_end, sc_error *error)
+{
+    const sc_append *request = self->request;
+    int code = check_slot(self, error);
+    if (code == SC_OK)
+        code = find_end(self, error);
+    if (code == SC_OK && request->producer.id != SC_NO_PRODUCER)
+        code = check_producer(self, repeated_end, error);
+    if (code != SC_OK || *repeated_end >= 0)
+        return code;
+    if (request->expected_offset >= 0 && request->expected_offset != self->tail.end_offset)
+        return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
+    int64_t old_end = self->tail.end_offset;
+    bool all_decided = self->tail.stable_offset == old_end && !request->transactional;
+    self->stable_offset = all_decided ? old_end + self->record_count : self->tail.stable_offset;
+    code = write_locked(self, error);
+    if (code == SC_OK)
+        note_producer(self, old_end);
+    return code;
+}
+
+/* ---- the append, from outside -------------------------------------------------------------------------------- */
 
 static int plan_batches(append_state *self, sc_error *error)
 {
@@ -640,14 +705,29 @@ static int plan_batches(append_state *self, sc_error *error)
     return SC_OK;
 }
 
+static void tell_appended(sc_partition *partition)
+{
+    atomic_store_explicit(&partition->touched, true, memory_order_relaxed);
+    atomic_store_explicit(&partition->unflushed, true, memory_order_relaxed);
+    atomic_store_explicit(&partition->unnoted, true, memory_order_relaxed);
+    sc_state_wake(&partition->topic->state);
+}
+
 static int append_inside(sc_topic *topic, uint32_t number, const sc_append *request, int64_t *first_offset,
                          int64_t *end_offset, sc_error *error)
 {
     append_state self = {.request = request, .settings = sc_topic_settings_read(topic)};
+    int64_t repeated_end = -1;
     if (!topic->writable)
         return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
     if (request->batch_count <= 0)
         return sc_fail(error, SC_INVALID, "an append has at least one batch");
+    if (request->producer.id < 0 || (request->producer.id != SC_NO_PRODUCER &&
+                                     (request->producer.epoch < 0 || request->producer.sequence < 0)))
+        return sc_fail(error, SC_INVALID, "producer %lld, epoch %d, sequence %d: none may be below 0",
+                       (long long)request->producer.id, (int)request->producer.epoch, (int)request->producer.sequence);
+    if (request->transactional && request->producer.id == SC_NO_PRODUCER)
+        return sc_fail(error, SC_INVALID, "an append of a transaction needs a producer");
     self.layout = sc_topic_layout(topic, request->schema_version);
     if (self.layout == NULL)
         return sc_fail(error, SC_STALE, "schema version %u is not known", (unsigned)request->schema_version);
@@ -659,7 +739,7 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
     if (code == SC_OK)
         code = sc_partition_lock(self.partition, error);
     if (code == SC_OK) {
-        code = append_locked(&self, error);
+        code = append_locked(&self, &repeated_end, error);
         sc_partition_unlock(self.partition);
     }
     for (int64_t i = 0; self.encodings != NULL && i < request->batch_count; i++)
@@ -667,13 +747,11 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
     free(self.encodings);
     if (code != SC_OK)
         return code;
-    *end_offset = self.tail.end_offset;
-    *first_offset = self.tail.end_offset - self.record_count;
-    atomic_store_explicit(&self.partition->touched, true, memory_order_relaxed);
-    atomic_store_explicit(&self.partition->unflushed, true, memory_order_relaxed);
-    atomic_store_explicit(&self.partition->unnoted, true, memory_order_relaxed);
-    sc_state_wake(&topic->state);
-    return request->durable ? sc_partition_wait_durable(self.partition, self.tail.end_offset, error) : SC_OK;
+    *end_offset = repeated_end >= 0 ? repeated_end : self.tail.end_offset;
+    *first_offset = *end_offset - self.record_count;
+    if (repeated_end < 0)
+        tell_appended(self.partition);
+    return request->durable ? sc_partition_wait_durable(self.partition, *end_offset, error) : SC_OK;
 }
 
 int sc_partition_append(sc_topic *topic, uint32_t number, const sc_append *request, int64_t *first_offset,
@@ -683,6 +761,151 @@ int sc_partition_append(sc_topic *topic, uint32_t number, const sc_append *reque
     if (code != SC_OK)
         return code;
     code = append_inside(topic, number, request, first_offset, end_offset, error);
+    sc_topic_leave(topic);
+    return code;
+}
+
+/* ---- markers ------------------------------------------------------------------------------------------------- */
+
+/* Of the active segment, or the newest when there is none. */
+static const sc_layout *layout_of_markers(sc_topic *topic, const sc_tail *tail)
+{
+    const sc_layout *newest = NULL, *layout = atomic_load(&topic->layouts);
+    if (tail->segment_base >= 0 && !tail->sealed)
+        return sc_topic_layout(topic, (uint32_t)tail->schema_version);
+    for (; layout != NULL; layout = layout->next)
+        if (newest == NULL || layout->schema_version > newest->schema_version)
+            newest = layout;
+    return newest;
+}
+
+/* Whether there is something to end, or an epoch to fence; fills in what the marker says. */
+static int plan_marker(append_state *self, const sc_marker *marker, bool *needed, sc_error *error)
+{
+    sc_partition *partition = self->partition;
+    int code = sc_partition_catch_up(partition, &self->tail, error);
+    if (code != SC_OK)
+        return code;
+    const sc_producer_entry *entry = sc_producer_state_find(partition->producers, marker->producer_id);
+    bool is_open = entry != NULL && entry->open_offset >= 0 &&
+                   (marker->commit ? entry->epoch == marker->epoch : entry->epoch <= marker->epoch);
+    bool fences = !marker->commit && marker->fence && (entry == NULL || entry->epoch < marker->epoch);
+    *needed = is_open || fences;
+    if (!*needed)
+        return SC_OK;
+    int64_t end_offset = self->tail.end_offset;
+    self->control = marker->commit ? SC_CONTROL_COMMIT : SC_CONTROL_ABORT;
+    self->transaction_offset = is_open ? entry->open_offset : end_offset;
+    self->record_count = 1;
+    self->stable_offset = sc_producer_state_stable(partition->producers, marker->producer_id, end_offset + 1);
+    self->layout = layout_of_markers(partition->topic, &self->tail);
+    if (self->layout == NULL)
+        return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)self->tail.schema_version);
+    code = sc_encoding_plan_empty(self->encodings, self->layout, sc_encoding_empty_size(self->layout), error);
+    self->total_size = self->encodings->total_size;
+    self->encodings->min_timestamp = self->encodings->max_timestamp = sc_os.now_ms();
+    return code;
+}
+
+static int append_marker_locked(append_state *self, const sc_marker *marker, int64_t *offset, sc_error *error)
+{
+    bool needed = false;
+    sc_error unused;
+    int code = check_slot(self, error);
+    if (code == SC_OK)
+        code = find_end(self, error);
+    if (code == SC_OK)
+        code = plan_marker(self, marker, &needed, error);
+    if (code != SC_OK || !needed)
+        return code;
+    int64_t end_offset = self->tail.end_offset;
+    code = write_locked(self, error);
+    if (code != SC_OK)
+        return code;
+    *offset = end_offset;
+    (void)sc_producer_state_end(self->partition->producers, &self->request->producer, end_offset, sc_os.now_ms(), &unused);
+    return SC_OK;
+}
+
+static int marker_inside(sc_topic *topic, uint32_t number, const sc_marker *marker, int64_t *offset, sc_error *error)
+{
+    static const sc_batch_input nothing;
+    sc_append request = {.batches = &nothing, .batch_count = 1, .expected_offset = -1, .durable = marker->durable,
+                         .producer = {.id = marker->producer_id, .epoch = marker->epoch, .sequence = -1}};
+    sc_encoding encoding = {0};
+    append_state self = {.request = &request, .settings = sc_topic_settings_read(topic), .encodings = &encoding};
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    if (marker->producer_id <= 0 || marker->epoch < 0)
+        return sc_fail(error, SC_INVALID, "producer %lld, epoch %d: ids begin at 1, epochs at 0",
+                       (long long)marker->producer_id, (int)marker->epoch);
+    int code = sc_topic_partition(topic, number, &self.partition, error);
+    if (code != SC_OK)
+        return code;
+    self.slot = sc_state_slot(&topic->state, number);
+    code = sc_partition_lock(self.partition, error);
+    if (code != SC_OK)
+        return code;
+    request.generation = atomic_load(&sc_state_header_of(&topic->state)->generation); /* settings do not matter here */
+    code = append_marker_locked(&self, marker, offset, error);
+    sc_partition_unlock(self.partition);
+    sc_encoding_free(&encoding);
+    if (code != SC_OK)
+        return code;
+    if (*offset >= 0)
+        tell_appended(self.partition);
+    return marker->durable ? sc_partition_wait_durable(self.partition, self.tail.end_offset, error) : SC_OK;
+}
+
+int sc_partition_append_marker(sc_topic *topic, uint32_t number, const sc_marker *marker, int64_t *offset,
+                               sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    *offset = -1;
+    code = marker_inside(topic, number, marker, offset, error);
+    sc_topic_leave(topic);
+    return code;
+}
+
+/* ---- what is open -------------------------------------------------------------------------------------------- */
+
+static int open_inside(sc_topic *topic, uint32_t number, sc_open_transaction *transactions, int64_t max, int64_t *count,
+                       sc_error *error)
+{
+    static const sc_append nothing;
+    append_state self = {.request = &nothing};
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    int code = sc_topic_partition(topic, number, &self.partition, error);
+    if (code != SC_OK)
+        return code;
+    self.slot = sc_state_slot(&topic->state, number);
+    code = sc_partition_lock(self.partition, error);
+    if (code != SC_OK)
+        return code;
+    code = find_end(&self, error);
+    if (code == SC_OK && self.tail.stable_offset < self.tail.end_offset)
+        code = sc_partition_catch_up(self.partition, &self.tail, error);
+    const sc_producer_state *state = self.partition->producers;
+    bool any = code == SC_OK && self.tail.stable_offset < self.tail.end_offset;
+    for (int64_t i = 0; any && i < state->open_count && *count < max; i++) {
+        const sc_producer_entry *entry = sc_producer_state_find(state, state->open[i]);
+        transactions[(*count)++] = (sc_open_transaction){entry->id, entry->open_offset, entry->epoch};
+    }
+    sc_partition_unlock(self.partition);
+    return code;
+}
+
+int sc_partition_open_transactions(sc_topic *topic, uint32_t number, sc_open_transaction *transactions, int64_t max,
+                                   int64_t *count, sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    *count = 0;
+    code = open_inside(topic, number, transactions, max, count, error);
     sc_topic_leave(topic);
     return code;
 }

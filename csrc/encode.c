@@ -628,11 +628,12 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
         (void)put_columns(encoding, &unused);
     write_metadata(encoding, at + SC_OPENING_SIZE);
     bool has_producer = placement->producer_id != SC_NO_PRODUCER;
+    bool is_marker = placement->control == SC_CONTROL_COMMIT || placement->control == SC_CONTROL_ABORT;
     sc_header header = {
         .flags = (uint16_t)(encoding->flags | placement->flags),
         .total_size = encoding->total_size,
         .base_offset = placement->base_offset,
-        .last_offset = placement->base_offset + encoding->input->count - 1,
+        .last_offset = placement->base_offset + encoding->input->count - 1 + (is_marker ? 1 : 0),
         .record_count = (int32_t)encoding->input->count,
         .metadata_size = (int32_t)encoding->metadata_size,
         .min_timestamp = encoding->min_timestamp,
@@ -644,6 +645,8 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
         .schema_version = encoding->layout->schema_version,
         .unstable_count = placement->unstable_count,
         .start_offset = placement->start_offset,
+        .control = placement->control,
+        .transaction_offset = placement->transaction_offset,
     };
     header.body_crc = checksum(encoding, at, &header);
     sc_header_seal(&header);

@@ -33,6 +33,8 @@ typedef struct sc_placement {
     int16_t producer_epoch;
     int32_t base_sequence;
     int64_t producer_id; /* SC_NO_PRODUCER: the header has -1 in its three fields */
+    uint16_t control;    /* SC_CONTROL_*; a marker takes an offset */
+    int64_t transaction_offset;
 } sc_placement;
 
 /* Works out sizes and checks the input; reads it, writes nothing. */

@@ -71,6 +71,19 @@ static int64_t find_marker(sc_partition *partition, sc_segment *segment, int64_t
     return look.state == SC_BATCH_MARKER ? position : -1;
 }
 
+/* Has the aborted transactions of a sealed segment noted beside it, while its headers are in the cache. */
+static void note_aborted(sc_partition *partition, sc_segment *segment)
+{
+    sc_mapping *mapping;
+    sc_error unused;
+    bool decided, aborted;
+    if (sc_segment_map(segment, 0, atomic_load(&partition->topic->layouts), partition->number, &mapping, &unused) != SC_OK)
+        return;
+    (void)sc_segment_is_aborted(segment, mapping, mapping->size, true, true, SC_NO_PRODUCER, 0, &decided, &aborted,
+                                &unused);
+    sc_mapping_release(mapping);
+}
+
 /* A sealed segment is synced now: its index becomes final and its preallocated tail goes. Neither is needed for
  * anything but time and space, so failures are passed over. */
 static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t end_offset)
@@ -81,6 +94,8 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     if (sc_segment_summarize(segment, 0, atomic_load(&partition->topic->layouts), partition->number, end_offset, true,
                              &summary, &unused) != SC_OK)
         return;
+    if (summary.transactional)
+        note_aborted(partition, segment);
     int64_t marker = find_marker(partition, segment, summary.size);
     int fd = marker < 0 ? -1 : sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
@@ -131,6 +146,7 @@ static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_e
     if (atomic_load(&slot->poisoned) == 0 && sc_slot_read(slot, &tail) && tail.durable_offset < durable_offset) {
         tail.durable_offset = durable_offset;
         sc_slot_publish(slot, &tail);
+        sc_partition_save_producers(partition, &tail, false);
     }
     partition->writer.window = 0;
     sc_partition_unlock(partition);
@@ -314,6 +330,7 @@ int sc_partition_trim(sc_partition *partition, sc_error *error)
     if (sc_slot_read(slot, &tail) && atomic_load(&slot->dirty) == 0 && tail.segment_base >= 0 && !tail.sealed) {
         sc_partition_append_note(partition, slot, &tail);
         sc_writer_close(&partition->writer);
+        sc_partition_save_producers(partition, &tail, true);
         code = cut_tail(partition, slot, &tail, error);
     }
     sc_partition_unlock(partition);

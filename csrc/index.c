@@ -17,8 +17,8 @@
 
 typedef struct index_header {
     uint8_t magic[8]; /* "SCINDEX1" */
-    uint32_t crc;     /* CRC32C of the segment's name (segment_name), then of the 52 bytes behind this field */
-    uint32_t sealed;  /* 1: the summary below is final */
+    uint32_t crc;     /* CRC32C of the segment's name (sc_segment_name), then of the 52 bytes behind this field */
+    uint32_t sealed;  /* bit 0: the summary below is final; bit 1: the segment has batches of transactions */
     int64_t base_offset, end_offset, size, count, min_timestamp, max_timestamp;
 } index_header;
 static_assert(sizeof(index_header) == 64, "the index header has 64 bytes");
@@ -31,7 +31,7 @@ typedef struct index_record {
 } index_record;
 static_assert(sizeof(index_record) == 32, "an index record has 32 bytes");
 
-enum { INDEX_SIZE_MAX = 64 << 20 };
+enum { INDEX_SIZE_MAX = 64 << 20, INDEX_SEALED = 1, INDEX_TRANSACTIONAL = 2 };
 static const uint8_t index_magic[8] = {'S', 'C', 'I', 'N', 'D', 'E', 'X', '1'};
 
 static void index_path(const sc_segment *segment, char *path, size_t size, const char *ending)
@@ -40,18 +40,9 @@ static void index_path(const sc_segment *segment, char *path, size_t size, const
     snprintf(path, size, "%.*s.index%s", stem, segment->path, ending);
 }
 
-/* `<topic>-<id>/<partition>/<base offset>.arrows`: an index that came from elsewhere is not believed. */
-static const char *segment_name(const sc_segment *segment)
-{
-    const char *name = segment->path + strlen(segment->path);
-    for (int slashes = 0; name > segment->path && slashes < 3; name--)
-        slashes += name[-1] == '/';
-    return *name == '/' ? name + 1 : name;
-}
-
 static uint32_t header_crc(const sc_segment *segment, const index_header *header)
 {
-    const char *name = segment_name(segment);
+    const char *name = sc_segment_name(segment);
     return sc_crc32c(sc_crc32c(0, name, strlen(name)), (const uint8_t *)header + 12, sizeof *header - 12);
 }
 
@@ -86,11 +77,11 @@ static void tidy(sc_segment *segment)
 static void take_header(sc_segment *segment, const index_header *header)
 {
     if (memcmp(header->magic, index_magic, sizeof index_magic) != 0 || header_crc(segment, header) != header->crc ||
-        header->base_offset != segment->base_offset || header->sealed != 1)
+        header->base_offset != segment->base_offset || (header->sealed & ~(uint32_t)INDEX_TRANSACTIONAL) != INDEX_SEALED)
         return;
     segment->has_summary = true;
     segment->summary = (sc_summary){header->end_offset, header->size, header->count, header->min_timestamp,
-                                    header->max_timestamp};
+                                    header->max_timestamp, (header->sealed & INDEX_TRANSACTIONAL) != 0};
 }
 
 static void take_records(sc_segment *segment, const index_record *records, int64_t count)
@@ -140,7 +131,7 @@ static index_header make_header(const sc_segment *segment, const sc_summary *sum
     index_header header = {.base_offset = segment->base_offset};
     memcpy(header.magic, index_magic, sizeof index_magic);
     if (summary != NULL) {
-        header.sealed = 1;
+        header.sealed = INDEX_SEALED | (summary->transactional ? INDEX_TRANSACTIONAL : 0);
         header.end_offset = summary->end_offset;
         header.size = summary->size;
         header.count = summary->count;
@@ -236,6 +227,7 @@ void sc_index_remove(sc_segment *segment)
     segment->entry_count = segment->saved_entries = 0;
     segment->has_summary = false;
     segment->index_loaded = true;
+    sc_segment_forget_aborted(segment);
     pthread_mutex_unlock(&segment->mutex);
 }
 
@@ -255,6 +247,7 @@ static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t e
         if (look.header.record_count > 0)
             sc_segment_note(segment, offset, position);
         summary->count += look.header.record_count;
+        summary->transactional |= (look.header.flags & SC_FLAG_TRANSACTIONAL) != 0;
         if (look.header.record_count > 0 && look.header.min_timestamp < summary->min_timestamp)
             summary->min_timestamp = look.header.min_timestamp;
         if (look.header.record_count > 0 && look.header.max_timestamp > summary->max_timestamp)

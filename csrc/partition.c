@@ -13,6 +13,7 @@ void sc_partition_free(sc_partition *partition)
     if (partition == NULL)
         return;
     sc_writer_close(&partition->writer);
+    sc_producer_state_free(partition->producers);
     for (int64_t i = 0; i < partition->segment_count; i++)
         sc_segment_release(partition->segments[i]);
     free(partition->segments);
@@ -366,7 +367,14 @@ int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_p
     if (code == SC_OK)
         code = sc_partition_tail(partition, &tail, error);
     if (code == SC_OK) {
-        *info = (sc_partition_info){tail.start_offset, tail.end_offset, tail.durable_offset, -1};
+        bool deleted = tail.stable_offset < tail.start_offset; /* records of an open transaction were */
+        *info = (sc_partition_info){
+            .start_offset = tail.start_offset,
+            .end_offset = tail.end_offset,
+            .durable_offset = tail.durable_offset,
+            .size_bytes = -1,
+            .stable_offset = deleted ? tail.start_offset : tail.stable_offset,
+        };
         if (with_size)
             code = measure(partition, &tail, &info->size_bytes, error);
     }

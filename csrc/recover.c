@@ -40,8 +40,9 @@ typedef struct recovery {
 /* A place in the log. */
 typedef struct place {
     int64_t segment, position, offset;
+    int64_t stable_offset; /* as the batch before this place says; -1: none was seen */
     bool in_append; /* the batch before this place belongs to an append that goes on */
-    int64_t append_position, append_offset;
+    int64_t append_position, append_offset, append_stable_offset;
     bool behind_damage; /* nothing good was found yet behind a damaged place */
     int64_t damage_position, damage_offset;
     bool sealed;
@@ -275,11 +276,13 @@ static void pass(place *at, const sc_header *header)
     if (!at->in_append) { /* an append that is not whole, right behind damage: then nothing good follows the damage */
         at->append_position = at->behind_damage ? at->damage_position : at->position;
         at->append_offset = at->behind_damage ? at->damage_offset : at->offset;
+        at->append_stable_offset = at->behind_damage ? -1 : at->stable_offset;
         at->behind_damage = false;
     }
     at->in_append = (header->flags & SC_FLAG_CONTINUED) != 0;
     at->position += header->total_size;
     at->offset = header->last_offset + 1;
+    at->stable_offset = at->offset - header->unstable_count;
 }
 
 /* Over the last batches of a log, which were durable, and damaged since: by their headers alone. */
@@ -344,6 +347,38 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
     }
 }
 
+/* The stable offset where the walk has seen no batch before the end: the batch that ends there says it. */
+static void find_stable(recovery *self, place *at)
+{
+    sc_header header;
+    bool found = false;
+    for (int64_t number = at->segment; number >= 0 && !found; number--) {
+        sc_segment *segment = self->segments[number];
+        sc_mapping *mapping;
+        sc_error unused;
+        int64_t end = number == at->segment ? at->position : INT64_MAX, offset, nothing = 0;
+        sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
+        if (sc_partition_map(self->partition, segment, &as_active, &mapping, &unused) != SC_OK)
+            continue;
+        end = end < mapping->size ? end : mapping->size;
+        int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
+        while (position >= 0 && position < end) {
+            sc_look look = sc_segment_look(mapping, position, end, false, &nothing);
+            if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE)
+                break;
+            if (look.state != SC_BATCH_GOOD) {
+                position = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end, &look.header);
+                continue;
+            }
+            header = look.header;
+            found = true;
+            position += look.header.total_size;
+        }
+        sc_mapping_release(mapping);
+    }
+    at->stable_offset = found ? header.last_offset + 1 - header.unstable_count : at->offset;
+}
+
 static int64_t segment_of(const recovery *self, int64_t offset)
 {
     int64_t number = self->count - 1;
@@ -378,7 +413,7 @@ static int walk(recovery *self, place *at)
             continue; /* no crash does this, and it does not move the end of the log: readers will say so */
         if (code != SC_OK)
             return code;
-        *at = (place){.segment = number};
+        *at = (place){.segment = number, .stable_offset = -1};
         code = file_size_of(self, segment, &at->file_size);
         if (code == SC_OK) {
             at->position = sc_segment_seek(segment, mapping, self->durable_offset, at->file_size, &at->offset);
@@ -391,8 +426,11 @@ static int walk(recovery *self, place *at)
     if (at->in_append) {
         at->position = at->append_position;
         at->offset = at->append_offset;
+        at->stable_offset = at->append_stable_offset;
         at->sealed = false;
     }
+    if (at->stable_offset < 0)
+        find_stable(self, at);
     return SC_OK;
 }
 
@@ -481,6 +519,7 @@ static int settle(recovery *self, const place *at)
         .sealed = at->sealed,
         .schema_version = self->segments[at->segment]->layout->schema_version,
         .proven_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
+        .stable_offset = at->stable_offset < at->offset ? at->stable_offset : at->offset,
     };
     return code;
 }
@@ -506,7 +545,7 @@ static int recover_listed(recovery *self)
         return code;
     if (self->count == 0) {
         *self->tail = (sc_tail){.start_offset = emptied_at, .end_offset = emptied_at, .durable_offset = emptied_at,
-                                .segment_base = -1};
+                                .stable_offset = emptied_at, .segment_base = -1};
         return sync_removals(self);
     }
     place at = {0};

@@ -254,6 +254,37 @@ static bool is_wanted(const sc_scan *scan, const sc_header *header)
            header->max_timestamp >= scan->options.min_timestamp && header->min_timestamp <= scan->options.max_timestamp;
 }
 
+/* Whether a batch of a transaction is none of what is wanted: its marker, which may lie in a later segment, aborts it, or is
+ * not there yet. */
+static int is_aborted(sc_scan *scan, const sc_header *header, bool *aborted, sc_error *error)
+{
+    sc_segment *segment = scan->segment, *found = NULL;
+    sc_mapping *mapping = scan->mapping;
+    int64_t next_base = scan->next_base, end = scan->end_position;
+    bool decided = false;
+    int code = SC_OK;
+    for (;;) {
+        code = sc_segment_is_aborted(segment, mapping, end, next_base >= 0, scan->topic->writable, header->producer_id,
+                                     header->base_offset, &decided, aborted, error);
+        if (found != NULL)
+            sc_mapping_release(mapping);
+        sc_segment_release(found);
+        if (code != SC_OK || decided || next_base < 0)
+            break;
+        code = sc_partition_find(scan->partition, &scan->tail, next_base, &found, &next_base, error);
+        if (code == SC_OK && found == NULL)
+            code = sc_fail(error, SC_CORRUPT, "partition %u lacks a segment", (unsigned)scan->partition->number);
+        if (code == SC_OK && (code = sc_partition_map(scan->partition, found, &scan->tail, &mapping, error)) != SC_OK)
+            sc_segment_release(found);
+        if (code != SC_OK)
+            return code;
+        segment = found;
+        end = found->base_offset == scan->tail.segment_base ? scan->tail.end_position : mapping->size;
+    }
+    *aborted = *aborted || !decided;
+    return code;
+}
+
 /* Looks at the message that the scan stands on. *found is set when `batch` was filled. */
 static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
 {
@@ -264,8 +295,15 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
         look.state = SC_BATCH_BAD;
         look.why = "a batch does not follow the one before it";
     }
-    if (look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header) &&
-        scan->options.verify)
+    bool wanted = look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header);
+    if (wanted && scan->options.committed && (look.header.flags & SC_FLAG_TRANSACTIONAL) != 0) {
+        bool aborted;
+        int code = is_aborted(scan, &look.header, &aborted, error);
+        if (code != SC_OK)
+            return code;
+        wanted = !aborted;
+    }
+    if (wanted && scan->options.verify)
         look = sc_segment_look(scan->mapping, scan->position, scan->end_position, true, &scan->verified);
     if (look.state != SC_BATCH_GOOD)
         return step_over_damage(scan, &look, error);
@@ -278,7 +316,7 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
         return SC_OK;
     scan->offset = scan->chain_offset;
     scan->retried = false;
-    if (!is_wanted(scan, &look.header))
+    if (!wanted)
         return SC_OK;
     fill(scan, &look.header, position, batch);
     clip(scan, from_offset, batch);
@@ -357,7 +395,8 @@ static bool count_segment(sc_scan *scan, int64_t *count)
     bool whole = segment != NULL && next_base >= 0 && next_base <= range->end_offset &&
                  segment->base_offset == scan->offset &&
                  sc_segment_summarize(segment, 0, atomic_load(&scan->topic->layouts), scan->partition->number, next_base,
-                                      scan->topic->writable, &summary, &unused) == SC_OK;
+                                      scan->topic->writable, &summary, &unused) == SC_OK &&
+                 !(scan->options.committed && summary.transactional);
     sc_segment_release(segment);
     if (whole) {
         *count += summary.count;

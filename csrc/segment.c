@@ -37,8 +37,17 @@ void sc_segment_release(sc_segment *segment)
     sc_mapping_release(segment->mapping);
     pthread_mutex_destroy(&segment->mutex);
     free(segment->entries);
+    free(segment->aborted.items);
     free(segment->path);
     free(segment);
+}
+
+const char *sc_segment_name(const sc_segment *segment)
+{
+    const char *name = segment->path + strlen(segment->path);
+    for (int slashes = 0; name > segment->path && slashes < 3; name--)
+        slashes += name[-1] == '/';
+    return *name == '/' ? name + 1 : name;
 }
 
 /* ---- mapping ----------------------------------------------------------------------------------------------- */

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "aborted.h"
 #include "batch.h"
 #include "mapping.h"
 
@@ -24,6 +25,7 @@ typedef struct sc_summary {
     int64_t end_offset;
     int64_t size; /* bytes up to the end of the last batch with records */
     int64_t count, min_timestamp, max_timestamp;
+    bool transactional; /* it has batches of transactions, which may be aborted */
 } sc_summary;
 
 typedef struct sc_segment {
@@ -40,6 +42,7 @@ typedef struct sc_segment {
     int64_t entry_count, entry_capacity, saved_entries;
     bool index_loaded, has_summary;
     sc_summary summary; /* of a sealed segment */
+    sc_aborted_list aborted;
 } sc_segment;
 
 sc_segment *sc_segment_new(const char *folder, int64_t base_offset);
@@ -72,6 +75,9 @@ int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset
                         int64_t *batch_offset);
 /* Remembers where a batch lies, when no batch near it is remembered. */
 void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position);
+
+/* `<topic>-<id>/<partition>/<base offset>.arrows`: a hint that came from elsewhere is not believed. */
+const char *sc_segment_name(const sc_segment *segment);
 
 /* ---- index.c: the `.index` file, a hint ---- */
 

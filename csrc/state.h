@@ -48,6 +48,7 @@ typedef struct sc_tail {
     int64_t schema_version; /* of the active segment */
     int64_t proven_offset;  /* the log itself says, in a batch header, that all below was durable */
     int64_t file_number;    /* counts the segments that were made: an empty one may be replaced by one of its name */
+    int64_t stable_offset;  /* the first offset of an open transaction, or the end offset */
 } sc_tail;
 enum { SC_TAIL_WORDS = sizeof(sc_tail) / sizeof(int64_t) };
 
@@ -59,7 +60,6 @@ typedef struct sc_slot {
     uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
     uint32_t reserved[8];
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
-    uint8_t padding[16];
 } sc_slot;
 static_assert(sizeof(sc_slot) == 256, "a slot has 256 bytes");
 

@@ -68,6 +68,8 @@ enum {
     SC_CONFLICT = -12, /* the end offset is not the expected one */
     SC_STALE = -13,    /* the topic's settings changed: read them again */
     SC_MEMORY = -14,
+    SC_FENCED = -15,   /* the producer's epoch is over: a newer one has taken its place */
+    SC_SEQUENCE = -16, /* the producer's records do not follow those before them, and repeat none of its last appends */
 };
 
 enum {
@@ -114,6 +116,7 @@ typedef struct sc_topic_settings {
     int64_t max_record_bytes; /* of key + value (plain) */
     uint32_t generation;      /* of these settings; an append with another one than the published gets SC_STALE */
     uint32_t partitions;
+    int64_t producer_expiry_ms; /* a producer that is idle this long is forgotten; 0: 7 days */
 } sc_topic_settings;
 
 /* Opens the topic in the folder `path`. With `writable` the `state` file is made when absent. */
@@ -175,8 +178,34 @@ typedef struct sc_append {
     bool durable;             /* return after the drive has it */
 } sc_append;
 
+/* With a producer: SC_FENCED, SC_SEQUENCE; an append that repeats one of the producer's last five in this partition, whatever
+ * process made it, appends nothing and returns SC_OK and the old offsets. */
 int sc_partition_append(sc_topic *topic, uint32_t partition, const sc_append *append, int64_t *first_offset,
                         int64_t *end_offset, sc_error *error);
+
+/* What ends a transaction in one partition. The marker takes one offset and has no rows. */
+typedef struct sc_marker {
+    int64_t producer_id;
+    int16_t epoch;
+    bool commit; /* else abort */
+    bool fence;  /* an abort marker is written also where nothing is open, unless the partition knows an epoch as high: lower
+                  * ones are refused from then on */
+    bool durable;
+} sc_marker;
+
+/* Ends the producer's transaction in this partition: a commit one of this very epoch, an abort one of this or a lower epoch.
+ * Where there is none, that is no error: nothing is written, and *offset is -1. */
+int sc_partition_append_marker(sc_topic *topic, uint32_t partition, const sc_marker *marker, int64_t *offset,
+                               sc_error *error);
+
+typedef struct sc_open_transaction {
+    int64_t producer_id, first_offset;
+    int16_t epoch;
+} sc_open_transaction;
+
+/* The open transactions of a partition, at most `max`; their number. */
+int sc_partition_open_transactions(sc_topic *topic, uint32_t partition, sc_open_transaction *transactions, int64_t max,
+                                   int64_t *count, sc_error *error);
 /* Makes everything appended so far durable; concurrent callers share one sync. */
 int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
 /* Flushes every partition that this handle appended to since its last flush. */
@@ -193,6 +222,7 @@ int sc_topic_note_durable(sc_topic *topic, sc_error *error);
 typedef struct sc_partition_info {
     int64_t start_offset, end_offset, durable_offset;
     int64_t size_bytes; /* of the segment files, preallocated space left out; -1 unless asked for */
+    int64_t stable_offset; /* the last stable offset: below it every transaction is committed or aborted */
 } sc_partition_info;
 
 int sc_partition_describe(sc_topic *topic, uint32_t partition, bool with_size, sc_partition_info *info,
@@ -225,9 +255,10 @@ typedef struct sc_counters {
 /* Also of a topic that is closed. */
 void sc_topic_count(sc_topic *topic, sc_counters *counters);
 
-/* Waits until some partition p of the `count` listed has an end offset above offsets[p's place], or the time is over
- * (SC_END), or the topic is closed or deleted. Uses no CPU while it waits. timeout_ms < 0: for ever. */
-int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,
+/* Waits until some partition p of the `count` listed has an end offset (`stable`: a last stable offset) above
+ * offsets[p's place], or the time is over (SC_END), or the topic is closed or deleted. Uses no CPU while it waits.
+ * timeout_ms < 0: for ever. */
+int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
                   int64_t timeout_ms, sc_error *error);
 
 /* One problem that sc_partition_verify found. */
@@ -263,6 +294,7 @@ typedef struct sc_scan_options {
     int64_t min_timestamp, max_timestamp; /* inclusive; batches that cannot hold such rows are passed over */
     int64_t limit;                        /* rows at most; -1: all */
     bool verify;
+    bool committed; /* pass over batches of aborted transactions; ranges should end at the last stable offset */
 } sc_scan_options;
 
 /* A batch that a scan stands on: rows [first_row, first_row + row_count) of it are wanted. */

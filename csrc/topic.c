@@ -297,8 +297,8 @@ void sc_topic_count(sc_topic *topic, sc_counters *counters)
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
-static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool *beyond,
-                      sc_error *error)
+static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
+                      bool *beyond, sc_error *error)
 {
     *beyond = false;
     for (int64_t i = 0; i < count && !*beyond; i++) {
@@ -309,13 +309,13 @@ static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t
             code = sc_partition_tail(partition, &tail, error);
         if (code != SC_OK)
             return code;
-        *beyond = tail.end_offset > offsets[i];
+        *beyond = (stable ? tail.stable_offset : tail.end_offset) > offsets[i];
     }
     return SC_OK;
 }
 
 static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,
-                       int64_t timeout_ms, sc_error *error)
+                       bool stable, int64_t timeout_ms, sc_error *error)
 {
     static uint32_t nothing;
     int64_t now = sc_os.monotonic_ns();
@@ -325,7 +325,7 @@ static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_
         _Atomic uint32_t *wake = live ? &sc_state_header_of(&topic->state)->wake : NULL;
         uint32_t seen = live ? atomic_load_explicit(wake, memory_order_acquire) : 0;
         bool beyond;
-        int code = any_beyond(topic, partitions, offsets, count, &beyond, error);
+        int code = any_beyond(topic, partitions, offsets, count, stable, &beyond, error);
         if (code != SC_OK || beyond)
             return code;
         if (sc_topic_is_deleted(topic))
@@ -341,13 +341,13 @@ static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_
     }
 }
 
-int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,
+int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
                   int64_t timeout_ms, sc_error *error)
 {
     int code = sc_topic_enter(topic, error);
     if (code != SC_OK)
         return code;
-    code = wait_inside(topic, partitions, offsets, count, timeout_ms, error);
+    code = wait_inside(topic, partitions, offsets, count, stable, timeout_ms, error);
     sc_topic_leave(topic);
     return code;
 }

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "counters.h"
+#include "producer_state.h"
 #include "segment.h"
 #include "state.h"
 
@@ -31,6 +32,7 @@ typedef struct sc_partition {
     uint32_t number;
     pthread_mutex_t append_mutex; /* one append, roll or repair at a time in this process; then the file lock */
     sc_writer writer;             /* behind append_mutex */
+    sc_producer_state *producers; /* behind append_mutex; NULL: nobody has asked yet */
     pthread_mutex_t list_mutex;
     sc_segment **segments; /* oldest first; behind list_mutex */
     int64_t segment_count;
@@ -102,6 +104,14 @@ void sc_partition_drop_after(sc_partition *partition, int64_t count);
 
 /* Finds the end of the log in the log. With `repair`, under the partition's lock, also cuts what a crash left. */
 int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error);
+
+/* ---- catch_up.c ---- */
+
+/* Brings the partition's producer state up to the end of the log. The caller holds the partition's lock. */
+int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error *error);
+/* Saves the producer state, if there is much to save, or with `now` if there is anything: a hint. The caller holds the
+ * partition's lock. */
+void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, bool now);
 
 /* ---- flush.c ---- */
 

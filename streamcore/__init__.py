@@ -18,6 +18,7 @@ from streamcore.errors import (
     GroupError,
     OffsetOutOfRangeError,
     RecordTooLargeError,
+    SequenceError,
     StorageError,
     StoreFormatError,
     StoreReadOnlyError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streamcore.scan import Scan, ScanMetrics
     from streamcore.store import Digest, Problem, Store, open
     from streamcore.topic import Partition, Segment, Span, Topic
+    from streamcore.transactions import Transaction
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ _HOMES = {
     "Store": "store",
     "Topic": "topic",
     "TopicConfig": "config",
+    "Transaction": "transactions",
     "open": "store",
 }
 
@@ -64,6 +67,7 @@ __all__ = [
     "Scan",
     "ScanMetrics",
     "Segment",
+    "SequenceError",
     "Span",
     "StorageError",
     "Store",
@@ -74,6 +78,7 @@ __all__ = [
     "TopicConfig",
     "TopicExistsError",
     "TopicNotFoundError",
+    "Transaction",
     "TransactionError",
     "__version__",
     "open",

@@ -42,6 +42,8 @@ cdef extern from "streamcore.h" nogil:
         SC_CONFLICT
         SC_STALE
         SC_MEMORY
+        SC_FENCED
+        SC_SEQUENCE
         SC_PATH_MAX
         SC_DEPTH_MAX
         SC_PARTITIONS_MAX
@@ -69,6 +71,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t max_record_bytes
         uint32_t generation
         uint32_t partitions
+        int64_t producer_expiry_ms
 
     int sc_topic_open(const char *, bint, const sc_topic_settings *, sc_topic **, sc_error *)
     int sc_topic_add_layout(sc_topic *, sc_layout *, sc_error *)
@@ -119,6 +122,22 @@ cdef extern from "streamcore.h" nogil:
         bint durable
 
     int sc_partition_append(sc_topic *, uint32_t, const sc_append *, int64_t *, int64_t *, sc_error *)
+
+    struct sc_marker:
+        int64_t producer_id
+        int16_t epoch
+        bint commit
+        bint fence
+        bint durable
+
+    int sc_partition_append_marker(sc_topic *, uint32_t, const sc_marker *, int64_t *, sc_error *)
+
+    struct sc_open_transaction:
+        int64_t producer_id
+        int64_t first_offset
+        int16_t epoch
+
+    int sc_partition_open_transactions(sc_topic *, uint32_t, sc_open_transaction *, int64_t, int64_t *, sc_error *)
     int sc_partition_flush(sc_topic *, uint32_t, sc_error *)
 
     struct sc_partition_info:
@@ -126,6 +145,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t end_offset
         int64_t durable_offset
         int64_t size_bytes
+        int64_t stable_offset
 
     int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)
 
@@ -157,7 +177,7 @@ cdef extern from "streamcore.h" nogil:
         char path[1024]
 
     int sc_partition_segment(sc_topic *, uint32_t, int64_t, sc_segment_info *, sc_error *)
-    int sc_topic_wait(sc_topic *, const uint32_t *, const int64_t *, int64_t, int64_t, sc_error *)
+    int sc_topic_wait(sc_topic *, const uint32_t *, const int64_t *, int64_t, bint, int64_t, sc_error *)
 
     ctypedef void (*sc_problem_callback)(void *, const sc_error *) noexcept
     ctypedef int (*sc_progress_callback)(void *, int64_t) noexcept
@@ -187,6 +207,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t max_timestamp
         int64_t limit
         bint verify
+        bint committed
 
     struct sc_batch:
         const uint8_t *message

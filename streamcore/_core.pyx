@@ -8,7 +8,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, Py_NE
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
@@ -62,6 +62,10 @@ cdef object error_of(const sc_error *error):
         return StaleTopic(message)
     if code == SC_CONFLICT:
         return OffsetConflict(message)
+    if code == SC_FENCED:
+        return errors.FencedError(message)
+    if code == SC_SEQUENCE:
+        return errors.SequenceError(message)
     if code == SC_MEMORY:
         return MemoryError(message)
     return errors.StreamcoreError(message)

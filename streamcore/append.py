@@ -21,6 +21,7 @@ _SMALL_CHUNK_ROWS = 4096
 _CONFLICT_RETRIES = 1000
 _EXTRA_COLUMNS = ("key", "timestamp", "headers", "partition")
 
+Producer = tuple[int, int, int, bool]  # id, epoch, sequence of the first record, whether in a transaction
 Chunk = tuple[int, pa.Array | None, pa.Array, pa.Array | None, columns.Times | None]
 
 
@@ -221,6 +222,7 @@ def append_arrays(
     given: ArrayAppend,
     config: TopicConfig,
     durable: bool,
+    producer: Producer | None = None,
 ) -> tuple[int, int, int]:
     """Appends to one partition; returns (partition, first offset, end offset)."""
     own_time = config.timestamp_type == "append"
@@ -230,12 +232,12 @@ def append_arrays(
     size = sum(_size(chunk) for chunk in given.chunks)
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * given.count // max(1, size)))
     if config.compression == "none":
-        return core.append_arrays(partition, given.chunks, given.timestamp, rows, current, own_time, durable)
+        return core.append_arrays(partition, given.chunks, given.timestamp, rows, current, own_time, durable, producer)
     for _ in range(_CONFLICT_RETRIES):
         base = core.describe(partition, False)[1]
         messages = compressed_messages(given, rows, base, config)
         try:
-            return core.append_messages(partition, messages, base, current, own_time, durable)
+            return core.append_messages(partition, messages, base, current, own_time, durable, producer)
         except _core.OffsetConflict:
             continue  # another writer was faster: the offsets in the batches must be others
     raise TimeoutError(f"partition {partition} is appended to by others all the time")

@@ -14,6 +14,7 @@ _SEGMENT_BYTES_MIN = 64 << 10
 _SEGMENT_BYTES_MAX = 1 << 40
 PARTITIONS_MAX = 100_000
 _RECORD_BYTES_MAX = (1 << 31) - (1 << 20)
+_PRODUCER_EXPIRY_MS = 7 * 24 * 60 * 60 * 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class TopicConfig:
     retention_ms, retention_bytes: None keeps for ever. cleanup: "delete", "compact" or "compact,delete". compression:
     "none", "lz4" or "zstd". timestamp_type: "create" (the producer's time) or "append" (the log's). segment_bytes: a
     segment is rolled before it would grow past this. segment_ms: or when it is this old; None: never. max_record_bytes:
-    of a key or value. durability: "os", "disk" or None (the store's).
+    of a key or value. durability: "os", "disk" or None (the store's). producer_expiry_ms: a partition forgets an
+    idempotent producer that is idle this long (as Apache Kafka's transactional.id.expiration.ms).
     """
 
     retention_ms: int | None = None
@@ -35,11 +37,13 @@ class TopicConfig:
     segment_ms: int | None = None
     max_record_bytes: int = 64 << 20
     durability: str | None = None
+    producer_expiry_ms: int = _PRODUCER_EXPIRY_MS
 
     def __post_init__(self) -> None:
         for name in ("retention_ms", "retention_bytes", "segment_ms"):
             _check_int(name, getattr(self, name), 1, (1 << 62), optional=True)
         _check_int("segment_bytes", self.segment_bytes, _SEGMENT_BYTES_MIN, _SEGMENT_BYTES_MAX)
+        _check_int("producer_expiry_ms", self.producer_expiry_ms, 1, 1 << 62)
         _check_int("max_record_bytes", self.max_record_bytes, 1, _RECORD_BYTES_MAX)
         _check_choice("cleanup", self.cleanup, ("delete", "compact", "compact,delete"))
         _check_choice("compression", self.compression, ("none", "lz4", "zstd"))

@@ -98,6 +98,10 @@ class FencedError(StreamcoreError):
     """A newer producer or group member has taken this one's place (KIP-98)."""
 
 
+class SequenceError(StreamcoreError):
+    """An idempotent producer's records do not follow those before them, and repeat none of its last five (KIP-98)."""
+
+
 class GroupError(StreamcoreError):
     """A consumer group does not allow this now."""
 

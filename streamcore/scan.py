@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SimpleBound = int | datetime.datetime | Literal["earliest", "latest"]
 Bound = SimpleBound | Mapping[int, SimpleBound]
-Describe = Callable[[int], tuple[int, int, int, int]]
+Describe = Callable[[int], tuple[int, int, int, int, int]]
 
 _LOW = -(1 << 63)
 _HIGH = (1 << 63) - 1
@@ -59,27 +59,35 @@ class ScanMetrics:
 # ---- bounds ----------------------------------------------------------------------------------------------------
 
 
-def plan_legs(partition: int | None, start: Bound, end: Bound, partitions: int, describe: Describe) -> list[Leg]:
-    """Resolves bounds to offsets and times of each partition that is wanted."""
+def plan_legs(
+    partition: int | None, start: Bound, end: Bound, partitions: int, describe: Describe, *, committed: bool
+) -> list[Leg]:
+    """Resolves bounds to offsets and times of each partition that is wanted.
+
+    committed: no further than the last stable offset, which "latest" then means.
+    """
     wanted = range(partitions) if partition is None else [partition]
     for bound in (start, end):
         if isinstance(bound, Mapping):
             wanted = [p for p in wanted if p in bound]
-    return [_plan_leg(p, _bound_of(start, p), _bound_of(end, p), describe(p)) for p in wanted]
+    return [_plan_leg(p, _bound_of(start, p), _bound_of(end, p), describe(p), committed=committed) for p in wanted]
 
 
 def _bound_of(bound: Bound, partition: int) -> SimpleBound:
     return bound[partition] if isinstance(bound, Mapping) else bound
 
 
-def _plan_leg(partition: int, start: SimpleBound, end: SimpleBound, known: tuple[int, int, int, int]) -> Leg:
+def _plan_leg(
+    partition: int, start: SimpleBound, end: SimpleBound, known: tuple[int, int, int, int, int], *, committed: bool
+) -> Leg:
     earliest, latest = known[0], known[1]
+    stable = known[4] if committed else latest
     low, high = _LOW, _HIGH
     first, last = earliest, latest
     if isinstance(start, datetime.datetime):
         low = _ceil_ms(start, "start")
     else:
-        first = _offset(start, "start", partition, earliest, latest)
+        first = _offset(start, "start", partition, earliest, stable if start == "latest" else latest)
     if isinstance(end, datetime.datetime):
         high = _ceil_ms(end, "end") - 1
     else:
@@ -89,7 +97,8 @@ def _plan_leg(partition: int, start: SimpleBound, end: SimpleBound, known: tuple
             raise ValueError(f"start ({start}) is after end ({end})")
     elif first > last:
         raise ValueError(f"start ({first}) is behind end ({last}) in partition {partition}")
-    return Leg(partition, first, last, low, high)
+    last = min(last, stable)  # what is behind the last stable offset is not decided yet
+    return Leg(partition, min(first, last), last, low, high)
 
 
 def _ceil_ms(moment: datetime.datetime, name: str) -> int:
@@ -207,6 +216,7 @@ class Scan:
         columns: list[str] | None,
         limit: int | None,
         verify: bool,
+        committed: bool = True,
     ) -> None:
         self._topic = topic
         self._core = core
@@ -217,6 +227,7 @@ class Scan:
         self._columns = columns
         self._limit = limit
         self._verify = verify
+        self._committed = committed
         self._projection = Projection(columns, self._versions, current)
         self._opened: list[_core.Scan] = []
 
@@ -274,6 +285,7 @@ class Scan:
             columns,
             self._limit,
             self._verify,
+            self._committed,
         )
 
     # ---- Arrow ----
@@ -336,7 +348,7 @@ class Scan:
     def _open(self, legs: list[Leg], limit: int) -> _core.Scan:
         low, high = (legs[0].low, legs[0].high) if legs else (_LOW, _HIGH)
         ranges = [(leg.partition, leg.start, leg.end) for leg in legs]
-        scan = _core.Scan(self._core, ranges, low, high, limit, self._verify)
+        scan = _core.Scan(self._core, ranges, low, high, limit, self._verify, self._committed)
         scan.explain = self._topic.explained
         self._opened.append(scan)
         return scan

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 import xxhash
@@ -34,6 +34,9 @@ from streamcore.errors import (
     TopicNotFoundError,
 )
 from streamcore.topic import Topic
+
+if TYPE_CHECKING:
+    from streamcore.transactions import Coordinator, Transaction
 
 Mode = Literal["r", "rw"]
 FLUSH_INTERVAL_S = 0.5
@@ -93,8 +96,11 @@ class Store:
         _prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
         self._flusher = _Flusher()
+        self._coordinator: Coordinator | None = None
         self.closed = False
         _open_stores.add(self)
+        if mode == "rw":
+            self._finish_what_was_left()
 
     # ---- topics ----
 
@@ -255,6 +261,53 @@ class Store:
         self._check_writable()
         self.catalog.set_setting(key, value)
 
+    # ---- transactions ----
+
+    def transaction(
+        self, transactional_id: str, timeout_ms: int = 60_000, durability: Literal["os", "disk"] | None = None
+    ) -> Transaction:
+        """Begins a transaction: appends to any topics, and consumer offsets, all of them or none. A context manager.
+
+        It commits at the normal end of a with block and aborts when an exception leaves it. transactional_id: 1 to 249
+        characters; a new transaction with the same id ends the one before it, which raises FencedError from then on.
+        timeout_ms: a transaction that has not ended by then is aborted. durability: "disk": when `commit` returns, all
+        of it survives a loss of power; default: the store's. See KIP-98.
+        """
+        self._check_writable()
+        from streamcore.transactions import Transaction
+
+        return Transaction(self, self.coordinator, transactional_id, timeout_ms, durability or self.durability)
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """Who keeps the transactions of this store in its catalog."""
+        from streamcore.transactions import Coordinator
+
+        with self.lock:
+            if self._coordinator is None:
+                self._coordinator = Coordinator(self)
+            return self._coordinator
+
+    def topic_by_id(self, topic_id: str) -> Topic | None:
+        """The topic with this identity, None when it was deleted."""
+        self.check_open()
+        with self.lock:
+            known = self._topics.get(topic_id)
+        if known is not None:
+            return known
+        row = self.catalog.topic_by_id(topic_id)
+        return None if row is None else self._topic_of(row)
+
+    def _finish_what_was_left(self) -> None:
+        """Transactions that were decided are finished, those of a dead process or machine are aborted."""
+        with self.catalog.reading() as connection:
+            if connection.execute("select 1 from sqlite_schema where name = 'transaction_boot'").fetchone() is None:
+                return
+        try:
+            self.coordinator.recover()
+        except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
+            _log.warning("transactions in %s could not be finished: %s", self.path, error)
+
     # ---- flushing and closing ----
 
     def flush(self) -> None:
@@ -300,6 +353,8 @@ class Store:
                 topic.close_core()
             except (StreamcoreError, OSError) as error:
                 failures.append(error)
+        if self._coordinator is not None and not failures:
+            self._coordinator.settle_all()
         self.catalog.close()
         if failures:
             raise failures[0]

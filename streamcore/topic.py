@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from streamcore import _core, columns
 from streamcore import schema as schemas
-from streamcore.append import ArrayAppend, append_arrays
+from streamcore.append import ArrayAppend, Producer, append_arrays
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, check_durability, check_partitions
 from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
@@ -39,15 +39,32 @@ class Span(NamedTuple):
     end_offset: int
 
 
+class Writer(Protocol):
+    """Who appends, when the log is to know it: sees each append before and after."""
+
+    def claim(self, topic: Topic, partitions: list[int]) -> None:
+        """Called once per call, before its first append, with all the partitions that it will append to."""
+
+    def producer(self, topic: Topic, partition: int) -> Producer:
+        """What to write into the headers of the next append there."""
+
+    def appended(self, topic: Topic, partition: int, count: int) -> None:
+        """Called after each append."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition at one moment. `durable_offset`: everything below it survives a loss of power."""
+    """A partition at one moment. `durable_offset`: everything below it survives a loss of power.
+
+    `stable_offset`: every transaction with records below it is committed or aborted (the last stable offset of KIP-98).
+    """
 
     index: int
     start_offset: int
     end_offset: int
     durable_offset: int
     size_bytes: int
+    stable_offset: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +104,11 @@ class Topic:
     def name(self) -> str:
         """The topic's name."""
         return self._row.name
+
+    @property
+    def store(self) -> Store:
+        """The store that it is of."""
+        return self._store
 
     @property
     def id(self) -> str:
@@ -217,7 +239,22 @@ class Topic:
         given = ArrayAppend.of_columns(values, keys, timestamps, headers, self._versions[self._current])
         return self._append_all(given, partition, durability)
 
-    def _append_all(self, given: ArrayAppend, partition: int | None, durability: Durability | None) -> list[Span]:
+    def append_by(self, writer: Writer, values: Any, keys: Any, timestamps: Any, headers: Any,
+                  partition: int | None) -> list[Span]:  # fmt: skip
+        """`append` in a writer's name; called by transactions."""
+        self._refresh_if_stale()
+        given = ArrayAppend.of_columns(values, keys, timestamps, headers, self._versions[self._current])
+        return self._append_all(given, partition, "os", writer)
+
+    def append_table_by(self, writer: Writer, table: Any, partition: int | None) -> list[Span]:
+        """`append_table` in a writer's name; called by transactions."""
+        given = table if isinstance(table, pa.Table) else _table_of(table)
+        self._refresh_if_stale()
+        return self._append_all(ArrayAppend.of_table(given, self._versions[self._current]), partition, "os", writer)
+
+    def _append_all(
+        self, given: ArrayAppend, partition: int | None, durability: Durability | None, writer: Writer | None = None
+    ) -> list[Span]:
         if partition is not None:
             self._check_partition(partition)
         if durability is not None:
@@ -228,17 +265,27 @@ class Topic:
         if self._config.compression != "none" or (partition is None and self._row.partitions > 1):
             given.check_sizes(self._config.max_record_bytes)
         spans: list[Span] = []
-        for target, part in given.by_partition(partition, self._row.partitions, next(self._round)):
+        parts = given.by_partition(partition, self._row.partitions, next(self._round))
+        if writer is not None:
+            parts = iter(list(parts))
+            parts, claimed = itertools.tee(parts)
+            writer.claim(self, [target for target, _ in claimed])
+        for target, part in parts:
             self._check_partition(target)
-            run = partial(self._append_part, target, part, durability)
+            producer = None if writer is None else writer.producer(self, target)
+            run = partial(self._append_part, target, part, durability, producer)
             spans.append(Span(*self._call(run)))
+            if writer is not None:
+                writer.appended(self, target, part.count)
         if not self._unflushed:
             self._store.note_unflushed(self)
         return spans
 
-    def _append_part(self, target: int, part: ArrayAppend, durability: Durability | None) -> tuple[int, int, int]:
+    def _append_part(
+        self, target: int, part: ArrayAppend, durability: Durability | None, producer: Producer | None
+    ) -> tuple[int, int, int]:
         core = self._open_core()
-        return append_arrays(core, target, part, self._config, self._is_durable(durability))
+        return append_arrays(core, target, part, self._config, self._is_durable(durability), producer)
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
@@ -267,13 +314,13 @@ class Topic:
         start, end (exclusive): an offset, an aware datetime, "earliest", "latest", or a mapping {partition: any of
         these}, which also chooses the partitions. Datetimes choose the records with start <= timestamp < end, wherever
         they lie. columns: names of the record's columns, `partition`, or paths into a typed value (`value.magnitude`).
-        limit: records at most. isolation: "committed" passes over open and aborted transactions. verify: check each
-        batch's checksum the first time that this process reads it.
+        limit: records at most. isolation: "committed" ends at the last stable offset, which is "latest" then, and
+        passes over aborted transactions; "uncommitted" sees all. verify: check each batch's checksum the first time
+        that this process reads it.
 
         Raises OffsetOutOfRangeError for an offset outside the log.
         """
-        if isolation not in ("committed", "uncommitted"):
-            raise ValueError(f"isolation is {isolation!r}; 'committed' or 'uncommitted' is allowed")
+        committed = _is_committed(isolation)
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
             raise TypeError(f"limit is {limit!r}; an int or None is needed")
         if limit is not None and limit < 0:
@@ -286,9 +333,14 @@ class Topic:
             self._check_partition(partition)
         core = self._open_core()
         legs = plan_legs(
-            partition, start, end, self._row.partitions, lambda p: self._call(lambda: core.describe(p, False))
+            partition,
+            start,
+            end,
+            self._row.partitions,
+            lambda p: self._call(lambda: core.describe(p, False)),
+            committed=committed,
         )
-        return Scan(self, core, self._versions, self._current, self._row.mixed, legs, columns, limit, verify)
+        return Scan(self, core, self._versions, self._current, self._row.mixed, legs, columns, limit, verify, committed)
 
     def segments(self) -> list[Segment]:
         """All segment files, by partition and offset, with their time ranges."""
@@ -303,11 +355,18 @@ class Topic:
                 found.append(Segment(partition, *segment))
         return found
 
-    def wait(self, offsets: Mapping[int, int], timeout_ms: float | None = None) -> bool:
-        """Waits, using no CPU, until some partition's end offset is above the one given for it.
+    def wait(
+        self,
+        offsets: Mapping[int, int],
+        timeout_ms: float | None = None,
+        isolation: Literal["committed", "uncommitted"] = "committed",
+    ) -> bool:
+        """Waits, using no CPU, until some partition has records to read at or behind the offset given for it.
 
-        offsets: {partition: end offset that is known}. Returns False when `timeout_ms` is over.
+        offsets: {partition: end offset that is known}. isolation: "committed" waits for the last stable offset,
+        "uncommitted" for the end offset. Returns False when `timeout_ms` is over.
         """
+        committed = _is_committed(isolation)
         if not isinstance(offsets, Mapping):
             raise TypeError(f"offsets is {type(offsets).__name__}; a mapping {{partition: offset}} is needed")
         for partition, offset in offsets.items():
@@ -319,7 +378,7 @@ class Topic:
         if timeout_ms is not None and not isinstance(timeout_ms, (int, float)):
             raise TypeError(f"timeout_ms is {timeout_ms!r}; a number or None is needed")
         limit = -1 if timeout_ms is None else max(0, int(timeout_ms))
-        return self._call(lambda: self._open_core().wait(list(offsets), list(offsets.values()), limit))
+        return self._call(lambda: self._open_core().wait(list(offsets), list(offsets.values()), limit, committed))
 
     # ---- settings ----
 
@@ -383,6 +442,44 @@ class Topic:
         core = self._open_core()
         for partition in range(self._row.partitions):
             self._call(partial(core.flush, partition))
+
+    # ---- transactions: called by their coordinator ----
+
+    def end_transaction(
+        self, partition: int, producer_id: int, epoch: int, *, commit: bool, fence: bool = False
+    ) -> int | None:
+        """Writes the marker that ends a producer's transaction here; its offset, None when nothing was open.
+
+        fence: an abort marker is written even so, and keeps lower epochs of the producer out.
+        """
+        core = self._open_core()
+        offset = self._call(lambda: core.append_marker(partition, producer_id, epoch, commit, fence))
+        if offset is not None and not self._unflushed:
+            self._store.note_unflushed(self)
+        return offset
+
+    def open_transactions(self, partition: int) -> list[tuple[int, int, int]]:
+        """The open transactions of a partition: (producer id, epoch, first offset) each."""
+        return self._call(lambda: self._open_core().open_transactions(partition))
+
+    def flush_partition(self, partition: int) -> None:
+        """Returns when everything appended to the partition so far is on the drive."""
+        self._call(lambda: self._open_core().flush(partition))
+
+    def durable_offset(self, partition: int) -> int:
+        """Everything below it survives a loss of power."""
+        return self._call(lambda: self._open_core().describe(partition, False))[2]
+
+    def unstable_partitions(self) -> list[int]:
+        """The partitions with a transaction that is not decided."""
+        self._refresh_if_stale()
+        core = self._open_core()
+        found = []
+        for partition in range(self._row.partitions):
+            described = self._call(partial(core.describe, partition, False))
+            if described[4] < described[1]:
+                found.append(partition)
+        return found
 
     def _writable(self) -> None:
         self._store.check_open()
@@ -457,7 +554,7 @@ class Topic:
         whole = pa.schema(list(version.file))
         core.add_schema(whole.__arrow_c_schema__(), version.message, version.partition_digits_at, version.number)
 
-    def _native_settings(self) -> tuple[int, int, int, int, int]:
+    def _native_settings(self) -> tuple[int, int, int, int, int, int]:
         config = self._config
         return (
             config.segment_bytes,
@@ -465,6 +562,7 @@ class Topic:
             config.max_record_bytes,
             self._row.generation,
             self._row.partitions,
+            config.producer_expiry_ms,
         )
 
     def _call(self, function: Callable[[], _Result]) -> _Result:
@@ -575,6 +673,12 @@ class Topic:
         self._fast = self.schema is None and self._config.compression == "none"
         self._durable = (self._config.durability or self._store.durability) == "disk"
         self._log_append_time = self._config.timestamp_type == "append"
+
+
+def _is_committed(isolation: Any) -> bool:
+    if isolation not in ("committed", "uncommitted"):
+        raise ValueError(f"isolation is {isolation!r}; 'committed' or 'uncommitted' is allowed")
+    return bool(isolation == "committed")
 
 
 def _table_of(table: Any) -> pa.Table:

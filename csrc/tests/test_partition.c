@@ -94,7 +94,7 @@ static void read_everything(void)
     }
     uint32_t partition = 0;
     int64_t offset = INT64_MAX;
-    (void)sc_topic_wait(topic, &partition, &offset, 1, 1, &error);
+    (void)sc_topic_wait(topic, &partition, &offset, 1, false, 1, &error);
     (void)sc_topic_flush(topic, &error);
     topic_close(topic);
 }

@@ -438,9 +438,9 @@ static void test_a_waiter_is_woken_by_another_process(void)
     uint32_t partition = 0;
     sc_error error;
     for (int64_t i = 0; i < 3; i++) {
-        CHECK_EQ(sc_topic_wait(writer, &partition, &i, 1, 5, &error), SC_END);
+        CHECK_EQ(sc_topic_wait(writer, &partition, &i, 1, false, 5, &error), SC_END);
         tell(other.to);
-        CHECK_OK(sc_topic_wait(i % 2 == 0 ? writer : reader, &partition, &i, 1, -1, &error), error);
+        CHECK_OK(sc_topic_wait(i % 2 == 0 ? writer : reader, &partition, &i, 1, false, -1, &error), error);
         CHECK_EQ(end_of(reader, 0), i + 1);
     }
     tell(other.to);
@@ -471,7 +471,7 @@ static void use_after_fork(void)
         CHECK_EQ(sc_partition_segment(both[i], 0, 0, &segment, &error), SC_FORKED);
         CHECK_EQ(sc_partition_flush(both[i], 0, &error), SC_FORKED);
         CHECK_EQ(sc_topic_flush(both[i], &error), SC_FORKED);
-        CHECK_EQ(sc_topic_wait(both[i], &partition, &offset, 1, 0, &error), SC_FORKED);
+        CHECK_EQ(sc_topic_wait(both[i], &partition, &offset, 1, false, 0, &error), SC_FORKED);
     }
     sc_batch batch;
     sc_error error;

@@ -112,7 +112,7 @@ static void *wait_for_all(void *unused)
     sc_error error;
     int64_t all = WRITERS / PARTITIONS * APPENDS_EACH * EACH;
     while (offsets[0] < all || offsets[1] < all) {
-        CHECK_OK(sc_topic_wait(topics[1], partitions, offsets, 2, 60000, &error), error);
+        CHECK_OK(sc_topic_wait(topics[1], partitions, offsets, 2, false, 60000, &error), error);
         for (int i = 0; i < 2; i++)
             offsets[i] = end_of(topics[1], partitions[i]);
     }

@@ -70,7 +70,7 @@ static void test_after_closing_every_call_says_closed(void)
     CHECK_EQ(sc_topic_flush(topic, &error), SC_CLOSED);
     CHECK_EQ(sc_partition_describe(topic, 0, true, &info, &error), SC_CLOSED);
     CHECK_EQ(sc_partition_segment(topic, 0, 0, &segment, &error), SC_CLOSED);
-    CHECK_EQ(sc_topic_wait(topic, &partition, &offset, 1, 1000, &error), SC_CLOSED);
+    CHECK_EQ(sc_topic_wait(topic, &partition, &offset, 1, false, 1000, &error), SC_CLOSED);
     CHECK_EQ(sc_partition_verify(topic, 0, NULL, NULL, NULL, &error), SC_CLOSED);
     CHECK_EQ(sc_topic_mark_deleted(topic, &error), SC_CLOSED);
     sc_topic_settings settings = settings_of(1 << 20);
@@ -160,8 +160,8 @@ static void test_a_deleted_topic_refuses_appends_everywhere(void)
     CHECK_EQ(try_append(other, 0, 5, 1, 1, false, &error), SC_DELETED);
     int64_t offset = 5;
     uint32_t partition = 0;
-    CHECK_EQ(sc_topic_wait(other, &partition, &offset, 1, -1, &error), SC_DELETED);
-    CHECK_EQ(sc_topic_wait(reader, &partition, &offset, 1, -1, &error), SC_DELETED);
+    CHECK_EQ(sc_topic_wait(other, &partition, &offset, 1, false, -1, &error), SC_DELETED);
+    CHECK_EQ(sc_topic_wait(reader, &partition, &offset, 1, false, -1, &error), SC_DELETED);
     topic_close(topic);
     topic_close(other);
     topic_close(reader);
@@ -196,12 +196,12 @@ static void test_waiting_ends_by_time_and_at_once_when_records_are_there(void)
         sc_error error;
         uint32_t partitions[] = {0, 1};
         int64_t offsets[] = {0, 4}, start = sc_os.monotonic_ns();
-        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, -1, &error), error);
-        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, INT64_MAX, &error), error);
-        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, 0, &error), error);
+        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, false, -1, &error), error);
+        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, false, INT64_MAX, &error), error);
+        CHECK_OK(sc_topic_wait(both[i], partitions, offsets, 2, false, 0, &error), error);
         offsets[1] = 5;
-        CHECK_EQ(sc_topic_wait(both[i], partitions, offsets, 2, 0, &error), SC_END);
-        CHECK_EQ(sc_topic_wait(both[i], partitions, offsets, 2, 30, &error), SC_END);
+        CHECK_EQ(sc_topic_wait(both[i], partitions, offsets, 2, false, 0, &error), SC_END);
+        CHECK_EQ(sc_topic_wait(both[i], partitions, offsets, 2, false, 30, &error), SC_END);
         int64_t took = sc_os.monotonic_ns() - start;
         CHECK(took >= 30 * 1000000 && took < INT64_C(20000000000));
     }
@@ -223,7 +223,7 @@ static void *wait_for_it(void *argument)
     uint32_t partition = 0;
     sc_error error;
     atomic_fetch_add(&waiting, 1);
-    waiter->code = sc_topic_wait(waiter->topic, &partition, &waiter->offset, 1, -1, &error);
+    waiter->code = sc_topic_wait(waiter->topic, &partition, &waiter->offset, 1, false, -1, &error);
     return NULL;
 }
 

@@ -85,7 +85,8 @@ cdef class Scan:
     cdef sc_tally *tally
     cdef public object explain  # makes a better error of a StoreFormatError, or None
 
-    def __cinit__(self, Topic topic, list ranges, int64_t low, int64_t high, int64_t limit, bint verify):
+    def __cinit__(self, Topic topic, list ranges, int64_t low, int64_t high, int64_t limit, bint verify,
+                  bint committed=False):
         cdef sc_error error
         cdef sc_scan_options options
         cdef sc_range *items = <sc_range *>PyMem_RawCalloc(len(ranges) + 1, sizeof(sc_range))
@@ -102,6 +103,7 @@ cdef class Scan:
         options.max_timestamp = self.high = high
         options.limit = -1 if low != INT64_MIN or high != INT64_MAX else limit
         options.verify = verify
+        options.committed = committed
         self.time_bounded = low != INT64_MIN or high != INT64_MAX
         cdef int code = sc_scan_open(topic.ptr, &options, &self.ptr, &error)
         PyMem_RawFree(items)

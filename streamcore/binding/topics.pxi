@@ -1,5 +1,9 @@
 # Topics: looking, waiting, verifying, appending. Included by _core.pyx.
 
+cdef enum:
+    OPEN_TRANSACTIONS_MAX = 256  # that are returned at once
+
+
 cdef struct VerifyContext:
     PyObject *problems
     PyObject *progress
@@ -29,7 +33,8 @@ cdef int on_progress(void *context, int64_t size) noexcept with gil:
 
 
 cdef class Topic:
-    """A topic's folder, opened. Settings are (segment_bytes, segment_ms, max_record_bytes, generation, partitions)."""
+    """A topic's folder, opened. Settings are (segment_bytes, segment_ms, max_record_bytes, generation, partitions,
+    producer_expiry_ms)."""
     cdef sc_topic *ptr
     cdef readonly uint32_t generation
     cdef int64_t max_record_bytes
@@ -110,14 +115,14 @@ cdef class Topic:
         check(code, &error)
 
     def describe(self, uint32_t partition, bint with_size):
-        """(start offset, end offset, durable offset, size in bytes or -1)."""
+        """(start offset, end offset, durable offset, size in bytes or -1, last stable offset)."""
         cdef sc_error error
         cdef sc_partition_info info
         cdef int code
         with nogil:
             code = sc_partition_describe(self.ptr, partition, with_size, &info, &error)
         check(code, &error)
-        return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes)
+        return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes, info.stable_offset)
 
     def counters(self):
         """What was done through this handle, by name; the two histograms are lists (see sc_counters)."""
@@ -150,8 +155,9 @@ cdef class Topic:
         return (info.base_offset, info.end_offset, info.path.decode("utf-8", "surrogateescape"), info.size_bytes,
                 info.sealed, None if empty else info.min_timestamp, None if empty else info.max_timestamp, info.count)
 
-    def wait(self, list partitions, list offsets, int64_t timeout_ms):
-        """True when an end offset passed the one given; False when the time is over. timeout_ms < 0: for ever."""
+    def wait(self, list partitions, list offsets, int64_t timeout_ms, bint stable=False):
+        """True when an end offset (`stable`: a last stable offset) passed the one given; False when the time is over.
+        timeout_ms < 0: for ever."""
         cdef sc_error error
         cdef int64_t count = len(partitions), left = timeout_ms, piece
         cdef uint32_t *numbers = <uint32_t *>PyMem_RawMalloc((count + 1) * sizeof(uint32_t))
@@ -166,7 +172,7 @@ cdef class Topic:
             while True:
                 piece = 500 if left < 0 or left > 500 else left
                 with nogil:
-                    code = sc_topic_wait(self.ptr, numbers, known, count, piece, &error)
+                    code = sc_topic_wait(self.ptr, numbers, known, count, stable, piece, &error)
                 if code != SC_END:
                     break
                 PyErr_CheckSignals()
@@ -197,6 +203,34 @@ cdef class Topic:
                 raise problem
         check(code, &error)
         return problems
+
+    def append_marker(self, uint32_t partition, int64_t producer_id, int16_t epoch, bint commit, bint fence=False,
+                      bint durable=False):
+        """Ends a producer's transaction here; returns the marker's offset, None when there was nothing to end."""
+        cdef sc_error error
+        cdef sc_marker marker
+        cdef int64_t offset
+        cdef int code
+        marker.producer_id = producer_id
+        marker.epoch = epoch
+        marker.commit = commit
+        marker.fence = fence
+        marker.durable = durable
+        with nogil:
+            code = sc_partition_append_marker(self.ptr, partition, &marker, &offset, &error)
+        check(code, &error)
+        return offset if offset >= 0 else None
+
+    def open_transactions(self, uint32_t partition):
+        """The open transactions of a partition: [(producer id, epoch, first offset), …]."""
+        cdef sc_error error
+        cdef sc_open_transaction[OPEN_TRANSACTIONS_MAX] found
+        cdef int64_t count, i
+        cdef int code
+        with nogil:
+            code = sc_partition_open_transactions(self.ptr, partition, found, OPEN_TRANSACTIONS_MAX, &count, &error)
+        check(code, &error)
+        return [(found[i].producer_id, found[i].epoch, found[i].first_offset) for i in range(count)]
 
     cdef tuple append(self, uint32_t partition, sc_batch_input *inputs, int64_t batches, uint32_t version,
                       int64_t expected, bint log_append_time, bint durable, bint begun=False, producer=None):
@@ -414,4 +448,5 @@ cdef sc_topic_settings settings_of(tuple settings):
     native.max_record_bytes = settings[2]
     native.generation = settings[3]
     native.partitions = settings[4]
+    native.producer_expiry_ms = settings[5]
     return native

@@ -115,7 +115,7 @@ class _Tail:
     def _bounds(self) -> tuple[dict[int, int], dict[int, int]]:
         """Where the partitions begin and end now."""
         parts = [part for part in self._topic.partitions if self._only is None or part.index == self._only]
-        return {part.index: part.start_offset for part in parts}, {part.index: part.end_offset for part in parts}
+        return {part.index: part.start_offset for part in parts}, {part.index: part.stable_offset for part in parts}
 
     def _read(self, starts: dict[int, int], ends: dict[int, int]) -> pa.Table:
         """The records between, in order of time."""

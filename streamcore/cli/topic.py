@@ -25,6 +25,8 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 _OPTIONS = (
     click.option("--durability", type=click.Choice(["os", "disk", "none"]),
                  help="When an append returns: the page cache has it (os), or the drive (disk)."),
+    click.option("--producer-expiry-ms", type=DURATION, metavar="DURATION",
+                 help="Forget an idempotent producer that is idle this long. [7d]"),
     click.option("--max-record-bytes", type=SIZE, metavar="SIZE", help="The largest record that is taken. [64MiB]"),
     click.option("--segment-ms", type=DURATION, metavar="DURATION", help="Start a new file at this age. [none]"),
     click.option("--segment-bytes", type=SIZE, metavar="SIZE", help="Start a new file at this size. [1GiB]"),

@@ -110,7 +110,11 @@ def already_appended(topic: Topic, rows: Rows, ends: dict[int, int]) -> pa.Array
         if partition.end_offset <= start:
             continue
         scan = topic.scan(
-            partition=partition.index, start=start, columns=block.column_names, limit=len(block) + _FOREIGN_ROWS_MAX
+            partition=partition.index,
+            start=start,
+            columns=block.column_names,
+            limit=len(block) + _FOREIGN_ROWS_MAX,
+            isolation="uncommitted",  # somebody's open transaction hides ours from others
         )
         here, rows_to_its_end = _part_in(block, scan.to_arrow())
         if here is not None:

@@ -21,11 +21,11 @@ _PIECE_ROWS = 1 << 14  # rows that are filtered at once
 
 
 class Snapshot:
-    """A topic up to its ends at one moment, and what is certain about the rows of each of its segments."""
+    """A topic up to its last stable offsets at one moment, and what is certain of the rows of each segment."""
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
-        self.ends = {partition.index: partition.end_offset for partition in topic.partitions}
+        self.ends = {partition.index: partition.stable_offset for partition in topic.partitions}
 
     @functools.cached_property
     def segments(self) -> list[Segment]:

@@ -1,0 +1,335 @@
+/*
+ * Producer state and the log: catching up from batch headers, and the `.producers` file, a hint that saves walking the log
+ * from its start. Everything here is done under the partition's lock.
+ *
+ * The file (docs/format.md):
+ *
+ *      0  8 bytes  "SCPRODF1"
+ *      8  u32      CRC-32C of the partition's name (`<topic>-<id>/<partition>`), then of the 52 bytes behind this field
+ *     12  u32      header CRC of the batch that ends at the end offset: the log is still the one that was read
+ *     16  i64      end offset: all below it is in the state
+ *     24  i64      base offset of that batch
+ *     64  the state, encoded (producer_state.h)
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+#include "topic.h"
+
+enum {
+    SNAPSHOT_SIZE_MAX = 64 + SC_PRODUCER_HEADER_SIZE + SC_PRODUCERS_MAX * (int)sizeof(sc_producer_entry),
+    SNAPSHOT_AFTER = 4096, /* batches: about as many headers as are walked in a millisecond */
+    EXPIRE_EVERY_MS = 60000,
+};
+static const uint8_t snapshot_magic[8] = {'S', 'C', 'P', 'R', 'O', 'D', 'F', '1'};
+
+typedef struct snapshot_header {
+    uint8_t magic[8];
+    uint32_t crc, batch_crc;
+    int64_t end_offset, base_offset;
+    uint8_t reserved[32];
+} snapshot_header;
+static_assert(sizeof(snapshot_header) == 64, "the header of a snapshot has 64 bytes");
+
+/* ---- the file ------------------------------------------------------------------------------------------------ */
+
+static int snapshot_path(const sc_partition *partition, const char *ending, char *path, sc_error *error)
+{
+    int length = snprintf(path, SC_PATH_MAX, "%s/%u/.producers%s", partition->topic->path, (unsigned)partition->number,
+                          ending);
+    return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
+}
+
+static uint32_t snapshot_crc(const sc_partition *partition, const snapshot_header *header)
+{
+    char name[SC_PATH_MAX];
+    const char *folder = strrchr(partition->topic->path, '/');
+    int length = snprintf(name, sizeof name, "%s/%u", folder == NULL ? partition->topic->path : folder + 1,
+                          (unsigned)partition->number);
+    uint32_t crc = sc_crc32c(0, name, length < (int)sizeof name ? (size_t)length : sizeof name - 1);
+    return sc_crc32c(crc, (const uint8_t *)header + 12, sizeof *header - 12);
+}
+
+/* The batch that takes the offset before `offset`; false when it cannot be found. */
+static bool find_batch_before(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_header *header)
+{
+    sc_segment *segment;
+    sc_mapping *mapping;
+    sc_error unused;
+    int64_t next_base, at, nothing = 0;
+    bool found = false;
+    if (offset <= 0 || sc_partition_find(partition, tail, offset - 1, &segment, &next_base, &unused) != SC_OK ||
+        segment == NULL)
+        return false;
+    if (sc_partition_map(partition, segment, tail, &mapping, &unused) == SC_OK) {
+        int64_t end = segment->base_offset == tail->segment_base ? tail->end_position : mapping->size;
+        int64_t position = sc_segment_seek(segment, mapping, offset - 1, end, &at);
+        while (at < offset && !found) {
+            sc_look look = sc_segment_look(mapping, position, end, false, &nothing);
+            if (look.state != SC_BATCH_GOOD || look.header.base_offset != at)
+                break;
+            found = look.header.last_offset == offset - 1 && look.header.base_offset < offset;
+            *header = look.header;
+            at = look.header.last_offset + 1;
+            position += look.header.total_size;
+        }
+        sc_mapping_release(mapping);
+    }
+    sc_segment_release(segment);
+    return found;
+}
+
+/* Whether the file was made from this log, as far as it is there now. */
+static bool is_of_this_log(sc_partition *partition, const sc_tail *tail, const snapshot_header *header)
+{
+    sc_header batch;
+    return memcmp(header->magic, snapshot_magic, sizeof snapshot_magic) == 0 &&
+           snapshot_crc(partition, header) == header->crc && header->end_offset <= tail->end_offset &&
+           find_batch_before(partition, tail, header->end_offset, &batch) &&
+           batch.base_offset == header->base_offset && batch.header_crc == header->batch_crc;
+}
+
+static void load_snapshot(sc_partition *partition, const sc_tail *tail, sc_producer_state *state)
+{
+    char path[SC_PATH_MAX];
+    sc_error unused;
+    sc_file_stat stat;
+    snapshot_header header;
+    int64_t offset;
+    int fd = snapshot_path(partition, "", path, &unused) == SC_OK ? sc_os.open(path, SC_OPEN_READ) : -1;
+    if (fd < 0)
+        return;
+    if (sc_os.stat(fd, &stat) == 0 && stat.size > (int64_t)sizeof header && stat.size <= SNAPSHOT_SIZE_MAX) {
+        uint8_t *data = malloc((size_t)stat.size);
+        if (data != NULL && sc_os_read_whole(fd, data, (size_t)stat.size, 0) == 0) {
+            memcpy(&header, data, sizeof header);
+            if (is_of_this_log(partition, tail, &header) &&
+                sc_producer_state_decode(state, data + sizeof header, stat.size - (int64_t)sizeof header, &offset,
+                                         &unused) == SC_OK)
+                state->offset = header.end_offset;
+        }
+        free(data);
+    }
+    sc_os.close(fd);
+}
+
+static bool write_snapshot(int fd, const snapshot_header *header, const sc_producer_state *state)
+{
+    int64_t size = (int64_t)sizeof *header + sc_producer_state_encoded_size(state);
+    uint8_t *data = malloc((size_t)size);
+    if (data == NULL)
+        return false;
+    memcpy(data, header, sizeof *header);
+    sc_producer_state_encode(state, data + sizeof *header);
+    bool written = sc_os_write_whole(fd, data, (size_t)size, 0) == 0;
+    free(data);
+    return written;
+}
+
+void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, bool now)
+{
+    char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
+    sc_error unused;
+    sc_header batch;
+    sc_producer_state *state = partition->producers;
+    if (state == NULL || state->unsaved == 0 || (!now && state->unsaved < SNAPSHOT_AFTER) ||
+        !find_batch_before(partition, tail, state->offset, &batch) ||
+        snapshot_path(partition, "", path, &unused) != SC_OK ||
+        snapshot_path(partition, ".tmp", temporary, &unused) != SC_OK)
+        return;
+    snapshot_header header = {.batch_crc = batch.header_crc, .end_offset = state->offset, .base_offset = batch.base_offset};
+    memcpy(header.magic, snapshot_magic, sizeof header.magic);
+    header.crc = snapshot_crc(partition, &header);
+    (void)sc_os.unlink(temporary);
+    int fd = sc_os.open(temporary, SC_OPEN_CREATE);
+    if (fd < 0)
+        return;
+    bool written = write_snapshot(fd, &header, state);
+    sc_os.close(fd);
+    if (written && sc_os.rename(temporary, path) == 0)
+        state->unsaved = 0;
+    else
+        (void)sc_os.unlink(temporary);
+}
+
+/* ---- the log -------------------------------------------------------------------------------------------------- */
+
+struct snapshot_search {
+    const uint8_t *body;
+    int64_t size;
+    sc_producer_state *state;
+    sc_error *error;
+    int code;
+};
+
+/* The bytes lie behind the first offsets of the columns, 64 zeros. */
+static void take_producers(void *context)
+{
+    struct snapshot_search *self = context;
+    int64_t unused;
+    self->code = self->size < SC_ALIGNMENT ? SC_CORRUPT
+                                           : sc_producer_state_decode(self->state, self->body + SC_ALIGNMENT,
+                                                                      self->size - SC_ALIGNMENT, &unused, self->error);
+}
+
+/* A rewritten segment ends with what the headers said that are in it no more. One that is damaged is passed over. */
+static int apply_producers(sc_producer_state *state, sc_mapping *mapping, int64_t position, const sc_header *header,
+                           sc_error *error)
+{
+    int64_t at = position + SC_OPENING_SIZE + header->metadata_size + SC_HEADER_SIZE, nothing = 0;
+    struct snapshot_search self = {.body = mapping->data + at, .size = position + header->total_size - at, .state = state,
+                                   .error = error};
+    sc_look look = sc_segment_look(mapping, position, mapping->size, true, &nothing);
+    if (look.state != SC_BATCH_GOOD || !sc_os_read_mapped(self.body, (size_t)self.size, take_producers, &self))
+        return SC_OK;
+    return self.code == SC_MEMORY ? SC_MEMORY : SC_OK;
+}
+
+typedef struct walker {
+    sc_partition *partition;
+    sc_producer_state *state;
+    sc_segment *segment;
+    sc_mapping *mapping;
+    int64_t position, end, offset;
+    int64_t now_ms;
+    bool continued, damaged;
+    sc_error *error;
+} walker;
+
+static int take_batch(walker *self, const sc_header *header)
+{
+    sc_producer_state *state = self->state;
+    int code = SC_OK;
+    bool control = (header->flags & SC_FLAG_CONTROL) != 0;
+    if (control && header->control == SC_CONTROL_PRODUCERS && header->base_offset >= state->offset)
+        code = apply_producers(state, self->mapping, self->position, header, self->error);
+    else if (header->last_offset >= state->offset)
+        code = sc_producer_state_apply(state, header, self->continued, self->now_ms, self->error);
+    if (code == SC_OK && self->damaged)
+        sc_producer_state_settle(state, header->last_offset + 1 - header->unstable_count);
+    self->continued = (header->flags & SC_FLAG_CONTINUED) != 0;
+    self->position += header->total_size;
+    self->offset = header->last_offset + 1;
+    return code;
+}
+
+/* Takes over all batches from `position` on. Damage is passed over: what it said of producers is lost, and who reads the
+ * records is told of it. */
+static int walk_batches(walker *self)
+{
+    int64_t nothing = 0;
+    int code = SC_OK;
+    while (code == SC_OK && self->position < self->end) {
+        sc_look look = sc_segment_look(self->mapping, self->position, self->end, false, &nothing);
+        if (look.state == SC_BATCH_GOOD) {
+            code = take_batch(self, &look.header);
+            continue;
+        }
+        if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE || look.unreadable)
+            break;
+        int64_t found = sc_segment_find_good(self->mapping, self->position, self->end, &look.header);
+        if (found < 0)
+            break;
+        self->damaged = true;
+        self->continued = false;
+        self->position = found;
+    }
+    return code;
+}
+
+/* Where the batch of the state's offset begins: as remembered, if one is there, or by the index. */
+static void seek(walker *self)
+{
+    sc_producer_state *state = self->state;
+    int64_t nothing = 0;
+    self->position = state->position;
+    self->offset = state->offset;
+    if (state->segment_base == self->segment->base_offset) {
+        sc_look look = sc_segment_look(self->mapping, state->position, self->end, false, &nothing);
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset == state->offset)
+            return;
+    }
+    self->position = sc_segment_seek(self->segment, self->mapping, state->offset, self->end, &self->offset);
+}
+
+static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
+{
+    sc_error unused;
+    bool active = next_base < 0;
+    int code = sc_partition_map(self->partition, self->segment, tail, &self->mapping, &unused);
+    if (code == SC_OK) {
+        self->end = active ? tail->end_position : self->mapping->size;
+        seek(self);
+        code = walk_batches(self);
+        sc_mapping_release(self->mapping);
+        self->state->segment_base = self->segment->base_offset;
+        self->state->position = self->position;
+    } else {
+        code = SC_OK; /* who reads it is told */
+        self->damaged = true;
+    }
+    int64_t reached = active ? tail->end_offset : next_base;
+    if (code == SC_OK && self->state->offset < reached)
+        self->state->offset = reached;
+    return code;
+}
+
+static int begin(sc_partition *partition, const sc_tail *tail, sc_error *error)
+{
+    sc_segment *segment = NULL;
+    int64_t next_base;
+    int code = SC_OK;
+    if (partition->producers == NULL && (partition->producers = sc_producer_state_new()) == NULL)
+        return sc_fail_memory(error);
+    sc_producer_state_reset(partition->producers, tail->start_offset);
+    if (tail->segment_base >= 0)
+        code = sc_partition_find(partition, tail, tail->start_offset, &segment, &next_base, error);
+    if (segment != NULL)
+        partition->producers->offset = segment->base_offset;
+    sc_segment_release(segment);
+    if (code == SC_OK)
+        load_snapshot(partition, tail, partition->producers);
+    if (code != SC_OK) {
+        sc_producer_state_free(partition->producers);
+        partition->producers = NULL;
+    }
+    return code;
+}
+
+static void expire(sc_partition *partition, int64_t now_ms)
+{
+    sc_producer_state *state = partition->producers;
+    if (now_ms < state->expiry_ms && state->expiry_ms - now_ms <= EXPIRE_EVERY_MS)
+        return;
+    state->expiry_ms = now_ms + EXPIRE_EVERY_MS;
+    int64_t expiry_ms = sc_topic_settings_read(partition->topic).producer_expiry_ms;
+    sc_producer_state_expire(state, now_ms - (expiry_ms > 0 ? expiry_ms : SC_PRODUCER_EXPIRY_MS));
+}
+
+int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error *error)
+{
+    walker self = {.partition = partition, .now_ms = sc_os.now_ms(), .error = error};
+    int code = SC_OK;
+    if (partition->producers == NULL || partition->producers->offset > tail->end_offset)
+        code = begin(partition, tail, error);
+    self.state = partition->producers;
+    while (code == SC_OK && self.state->offset < tail->end_offset) {
+        int64_t next_base, offset = self.state->offset > tail->start_offset ? self.state->offset : tail->start_offset;
+        if (offset >= tail->end_offset)
+            break;
+        code = sc_partition_find(partition, tail, offset, &self.segment, &next_base, error);
+        if (code == SC_OK && self.segment == NULL)
+            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
+                           (long long)offset);
+        if (code == SC_OK)
+            code = walk_segment(&self, tail, next_base);
+        sc_segment_release(self.segment);
+        self.segment = NULL;
+    }
+    if (code == SC_OK)
+        expire(partition, self.now_ms);
+    return code;
+}

@@ -1,0 +1,557 @@
+/* Producers and transactions: the table by itself, and in logs with rolls, crashes and lost hints. */
+#include <errno.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "faults.h"
+#include "os.h"
+#include "plain_topic.h"
+#include "random_array.h"
+#include "topic.h"
+
+static char path[FOLDER_MAX], file[FILE_MAX];
+static sc_error error;
+
+/* ---- the table ------------------------------------------------------------------------------------------------- */
+
+static int add(sc_producer_state *state, int64_t id, int16_t epoch, int32_t sequence, int64_t offset, int64_t count,
+               bool transactional)
+{
+    sc_producer producer = {id, epoch, sequence};
+    return sc_producer_state_add(state, &producer, offset, offset + count - 1, transactional, false, 1000 + offset, &error);
+}
+
+static int check(const sc_producer_state *state, int64_t id, int16_t epoch, int32_t sequence, int64_t count,
+                 int64_t *first_offset)
+{
+    sc_producer producer = {id, epoch, sequence};
+    sc_producer_unit unit;
+    bool duplicate;
+    int code = sc_producer_state_check(state, &producer, count, false, &duplicate, &unit, &error);
+    *first_offset = code == SC_OK && duplicate ? unit.first_offset : -1;
+    return code;
+}
+
+static void test_the_last_five_appends_of_a_producer_are_known_again(void)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    int64_t first;
+    for (int i = 0; i < 8; i++) {
+        CHECK_OK(check(state, 7, 0, i * 10, 10, &first), error);
+        CHECK_EQ(first, -1);
+        CHECK_OK(add(state, 7, 0, i * 10, i * 100, 10, false), error);
+    }
+    for (int i = 3; i < 8; i++) {
+        CHECK_OK(check(state, 7, 0, i * 10, 10, &first), error);
+        CHECK_EQ(first, i * 100);
+    }
+    CHECK_EQ(check(state, 7, 0, 20, 10, &first), SC_SEQUENCE);  /* too old */
+    CHECK_EQ(check(state, 7, 0, 70, 9, &first), SC_SEQUENCE);   /* not the same one */
+    CHECK_EQ(check(state, 7, 0, 81, 1, &first), SC_SEQUENCE);   /* a gap */
+    CHECK_OK(check(state, 7, 0, 80, 1, &first), error);
+    CHECK_EQ(first, -1);
+    sc_producer_state_free(state);
+}
+
+static void test_a_lower_epoch_is_fenced_and_a_higher_one_begins_at_0(void)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    int64_t first;
+    CHECK_OK(check(state, 7, 3, 1234, 1, &first), error); /* KIP-360: unknown, so any sequence */
+    CHECK_OK(add(state, 7, 3, 1234, 0, 1, false), error);
+    CHECK_EQ(check(state, 7, 2, 1235, 1, &first), SC_FENCED);
+    CHECK_EQ(check(state, 7, 4, 1235, 1, &first), SC_SEQUENCE);
+    CHECK_OK(check(state, 7, 4, 0, 1, &first), error);
+    CHECK_OK(add(state, 7, 4, 0, 1, 1, false), error);
+    CHECK_EQ(check(state, 7, 3, 1235, 1, &first), SC_FENCED);
+    sc_producer_state_free(state);
+}
+
+static void test_sequences_wrap_to_0(void)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    int64_t first;
+    CHECK_OK(add(state, 7, 0, INT32_MAX - 4, 0, 10, false), error);
+    CHECK_OK(check(state, 7, 0, 5, 1, &first), error);
+    CHECK_EQ(first, -1);
+    CHECK_EQ(check(state, 7, 0, 6, 1, &first), SC_SEQUENCE);
+    CHECK_OK(check(state, 7, 0, INT32_MAX - 4, 10, &first), error);
+    CHECK_EQ(first, 0);
+    sc_producer_state_free(state);
+}
+
+static void test_what_is_encoded_comes_back_and_damage_is_refused(void)
+{
+    sc_producer_state *state = sc_producer_state_new(), *copy = sc_producer_state_new();
+    int64_t offset, first;
+    for (int i = 1; i < 300; i++)
+        CHECK_OK(add(state, i * 7919, (int16_t)(i % 5), i, i * 10, 10, i % 3 == 0), error);
+    int64_t size = sc_producer_state_encoded_size(state);
+    uint8_t *data = malloc((size_t)size);
+    sc_producer_state_encode(state, data);
+    CHECK_OK(sc_producer_state_decode(copy, data, size, &offset, &error), error);
+    CHECK_EQ(offset, state->offset);
+    CHECK_EQ(copy->open_count, state->open_count);
+    CHECK_EQ(sc_producer_state_stable(copy, SC_NO_PRODUCER, 9999), 30);
+    CHECK_EQ(sc_producer_state_stable(copy, 3 * 7919, 9999), 60);
+    CHECK_OK(check(copy, 8 * 7919, 3, 8, 10, &first), error);
+    CHECK_EQ(first, 80);
+    for (int64_t i = 0; i < size; i += 3) {
+        data[i] ^= 4;
+        CHECK_EQ(sc_producer_state_decode(copy, data, size, &offset, &error), SC_CORRUPT);
+        data[i] ^= 4;
+    }
+    for (int64_t cut = 0; cut < size; cut += 7)
+        CHECK_EQ(sc_producer_state_decode(copy, data, cut, &offset, &error), SC_CORRUPT);
+    free(data);
+    sc_producer_state_free(state);
+    sc_producer_state_free(copy);
+}
+
+static void test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not(void)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    for (int i = 1; i <= 1000; i++)
+        CHECK_OK(add(state, i, 0, 0, i, 1, i % 100 == 0), error);
+    sc_producer_state_expire(state, 1000 + 900);
+    CHECK_EQ(state->count, 101 + 8); /* 900 to 1000, and 100, 200, … 800 */
+    CHECK(sc_producer_state_find(state, 899) == NULL);
+    CHECK(sc_producer_state_find(state, 900) != NULL);
+    CHECK(sc_producer_state_find(state, 100)->open_offset == 100);
+    sc_producer_state_free(state);
+}
+
+static void test_the_number_of_producers_is_bounded(void)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    for (int i = 1; i <= 3 * SC_PRODUCERS_MAX; i++)
+        CHECK_OK(add(state, i, 0, 0, i, 1, i == 5), error);
+    CHECK(state->count <= SC_PRODUCERS_MAX);
+    CHECK(sc_producer_state_find(state, 5) != NULL);
+    CHECK(sc_producer_state_find(state, 3 * SC_PRODUCERS_MAX) != NULL);
+    sc_producer_state_free(state);
+}
+
+/* ---- in a log -------------------------------------------------------------------------------------------------- */
+
+enum { ROWS_MAX = 64 };
+
+static int produce(sc_topic *topic, sc_producer producer, bool transactional, int64_t count, int64_t each, int64_t *first)
+{
+    static const uint8_t text[200];
+    sc_bytes values[ROWS_MAX];
+    sc_batch_input inputs[ROWS_MAX];
+    int64_t batches = 0, end;
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (sc_bytes){text, 100};
+    for (int64_t at = 0; at < count; at += each)
+        inputs[batches++] = (sc_batch_input){.count = count - at < each ? count - at : each, .values = values + at,
+                                             .timestamp = FIRST_TIME};
+    sc_append append = {.batches = inputs, .batch_count = batches, .schema_version = 1, .generation = GENERATION,
+                        .expected_offset = -1, .producer = producer, .transactional = transactional};
+    return sc_partition_append(topic, 0, &append, first, &end, &error);
+}
+
+static int64_t finish(sc_topic *topic, int64_t id, int16_t epoch, bool commit)
+{
+    sc_marker marker = {.producer_id = id, .epoch = epoch, .commit = commit};
+    int64_t offset;
+    CHECK_OK(sc_partition_append_marker(topic, 0, &marker, &offset, &error), error);
+    return offset;
+}
+
+static sc_partition_info info_of(sc_topic *topic)
+{
+    sc_partition_info info;
+    CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
+    return info;
+}
+
+/* Which offsets a scan sees, as bits of `seen`; their number. */
+static int64_t scan(sc_topic *topic, bool committed, uint8_t *seen)
+{
+    sc_partition_info info = info_of(topic);
+    sc_range range = {0, info.start_offset, committed ? info.stable_offset : info.end_offset};
+    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
+                               .limit = -1, .verify = true, .committed = committed};
+    sc_scan *found;
+    sc_batch batch;
+    int64_t count = 0, counted;
+    int code;
+    CHECK_OK(sc_scan_open(topic, &options, &found, &error), error);
+    while ((code = sc_scan_next(found, &batch, &error)) == SC_OK)
+        for (int64_t i = 0; i < batch.row_count; i++, count++)
+            seen[batch.base_offset + batch.first_row + i] = 1;
+    CHECK_EQ(code, SC_END);
+    sc_scan_free(found);
+    CHECK_OK(sc_scan_open(topic, &options, &found, &error), error);
+    CHECK_OK(sc_scan_count(found, &counted, &error), error);
+    CHECK_EQ(counted, count);
+    sc_scan_free(found);
+    return count;
+}
+
+static void test_a_repeated_append_gets_its_old_offsets_in_any_process_and_after_any_end(void)
+{
+    for (int way = 0; way < 4; way++) {
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, 16 << 10);
+        int64_t first, other;
+        for (int i = 0; i < 60; i++) {
+            CHECK_OK(produce(topic, (sc_producer){1, 0, i * 10}, false, 10, 3, &first), error);
+            CHECK_EQ(first, i * 11);
+            append_records(topic, 0, i * 11 + 10, 1);
+        }
+        sc_topic *second = topic_open_with(path, true, 16 << 10);
+        CHECK_OK(produce(second, (sc_producer){1, 0, 590}, false, 10, 3, &other), error);
+        CHECK_EQ(other, first);
+        topic_close(second);
+        if (way < 2)
+            topic_close(topic);
+        else
+            topic_abandon(topic);
+        snprintf(file, sizeof file, "%s/0/.producers", path);
+        CHECK(way >= 2 || file_exists(file));
+        if (way == 1)
+            CHECK(unlink(file) == 0);
+        if (way == 3)
+            file_write(file, "damaged", 7);
+        topic = topic_open_with(path, true, 16 << 10);
+        for (int i = 55; i < 60; i++) {
+            CHECK_OK(produce(topic, (sc_producer){1, 0, i * 10}, false, 10, 10, &other), error);
+            CHECK_EQ(other, i * 11);
+        }
+        CHECK_EQ(produce(topic, (sc_producer){1, 0, 540}, false, 10, 10, &other), SC_SEQUENCE);
+        CHECK_EQ(produce(topic, (sc_producer){1, 0, 601}, false, 10, 10, &other), SC_SEQUENCE);
+        CHECK_EQ(end_of(topic, 0), 660);
+        CHECK_OK(produce(topic, (sc_producer){1, 1, 0}, false, 10, 10, &other), error);
+        CHECK_EQ(produce(topic, (sc_producer){1, 0, 600}, false, 10, 10, &other), SC_FENCED);
+        topic_close(topic);
+        folder_remove(path);
+    }
+}
+
+static void test_a_snapshot_of_a_log_that_was_cut_is_not_believed(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t first, other;
+    for (int i = 0; i < 10; i++)
+        CHECK_OK(produce(topic, (sc_producer){1, 0, i}, false, 1, 1, &first), error);
+    topic_close(topic);
+    segment_file(file, path, 0, 0);
+    found_batch batches[64];
+    CHECK_EQ(found_batches(file, batches, 64), 10);
+    file_zero(file, batches[5].position, file_size(file) - batches[5].position);
+    topic = topic_open(path, true);
+    CHECK_EQ(end_of(topic, 0), 5);
+    for (int i = 0; i < 5; i++) /* others, at the same offsets */
+        CHECK_OK(produce(topic, (sc_producer){2, 0, i}, false, 1, 1, &first), error);
+    topic_abandon(topic);
+    topic = topic_open(path, true);
+    CHECK_EQ(end_of(topic, 0), 10);
+    CHECK_OK(produce(topic, (sc_producer){1, 0, 5}, false, 1, 1, &other), error);
+    CHECK_EQ(other, 10); /* it was lost, so this is no repetition */
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void test_an_open_transaction_holds_the_stable_offset_until_its_marker(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t first;
+    uint8_t seen[64] = {0};
+    append_records(topic, 0, 0, 5);
+    CHECK_EQ(info_of(topic).stable_offset, 5);
+    CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 5, 2, &first), error);
+    append_records(topic, 0, 10, 2);
+    CHECK_OK(produce(topic, (sc_producer){2, 0, 0}, true, 3, 3, &first), error);
+    CHECK_EQ(info_of(topic).stable_offset, 5);
+    CHECK_EQ(scan(topic, true, seen), 5);
+    CHECK_EQ(finish(topic, 2, 0, false), 15);
+    CHECK_EQ(info_of(topic).stable_offset, 5);
+    CHECK_EQ(finish(topic, 1, 0, true), 16);
+    CHECK_EQ(info_of(topic).stable_offset, 17);
+    CHECK_EQ(finish(topic, 1, 0, true), -1); /* once */
+    CHECK_EQ(finish(topic, 1, 0, false), -1);
+    CHECK_EQ(finish(topic, 99, 0, true), -1);
+    CHECK_EQ(info_of(topic).end_offset, 17);
+    memset(seen, 0, sizeof seen);
+    CHECK_EQ(scan(topic, true, seen), 12);
+    CHECK(seen[11] && !seen[12] && !seen[14]);
+    CHECK_EQ(scan(topic, false, seen), 15);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void test_a_fencing_marker_is_written_where_nothing_is_open_and_keeps_zombies_out(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t offset, first;
+    sc_marker marker = {.producer_id = 5, .epoch = 3, .fence = true};
+    CHECK_OK(sc_partition_append_marker(topic, 0, &marker, &offset, &error), error);
+    CHECK_EQ(offset, 0);
+    CHECK_OK(sc_partition_append_marker(topic, 0, &marker, &offset, &error), error);
+    CHECK_EQ(offset, -1);
+    topic_close(topic);
+    snprintf(file, sizeof file, "%s/0/.producers", path);
+    CHECK(unlink(file) == 0);
+    topic = topic_open(path, true);
+    CHECK_EQ(info_of(topic).stable_offset, 1);
+    CHECK_EQ(produce(topic, (sc_producer){5, 2, 0}, true, 1, 1, &first), SC_FENCED);
+    CHECK_OK(produce(topic, (sc_producer){5, 3, 0}, true, 1, 1, &first), error);
+    CHECK_EQ(produce(topic, (sc_producer){5, 3, 1}, false, 1, 1, &first), SC_INVALID);
+    CHECK_EQ(produce(topic, (sc_producer){5, 4, 0}, true, 1, 1, &first), SC_INVALID);
+    sc_open_transaction open[4];
+    int64_t count;
+    CHECK_OK(sc_partition_open_transactions(topic, 0, open, 4, &count, &error), error);
+    CHECK_EQ(count, 1);
+    CHECK(open[0].producer_id == 5 && open[0].epoch == 3 && open[0].first_offset == 1);
+    CHECK_EQ(finish(topic, 5, 2, false), -1);
+    CHECK_EQ(finish(topic, 5, 4, true), -1);
+    CHECK_EQ(finish(topic, 5, 4, false), 2); /* of a lower epoch */
+    CHECK_EQ(info_of(topic).stable_offset, 3);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void test_bad_producers_are_refused(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t first;
+    CHECK_EQ(produce(topic, (sc_producer){-1, 0, 0}, false, 1, 1, &first), SC_INVALID);
+    CHECK_EQ(produce(topic, (sc_producer){1, -1, 0}, false, 1, 1, &first), SC_INVALID);
+    CHECK_EQ(produce(topic, (sc_producer){1, 0, -1}, false, 1, 1, &first), SC_INVALID);
+    CHECK_EQ(produce(topic, (sc_producer){0, 0, 0}, true, 1, 1, &first), SC_INVALID);
+    sc_marker marker = {.producer_id = 0};
+    CHECK_EQ(sc_partition_append_marker(topic, 0, &marker, &first, &error), SC_INVALID);
+    CHECK_EQ(end_of(topic, 0), 0);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+/* ---- a model --------------------------------------------------------------------------------------------------- */
+
+enum { MODEL_MAX = 20000, MODEL_PRODUCERS = 6 };
+
+typedef struct model {
+    uint8_t visible[MODEL_MAX]; /* 0: marker or aborted, 1: committed, 2 + p: in the open transaction of p */
+    uint8_t row[MODEL_MAX];
+    int64_t end;
+    int64_t open[MODEL_PRODUCERS]; /* first offset, or -1 */
+    int32_t sequence[MODEL_PRODUCERS];
+} model;
+
+static int64_t stable_of(const model *self)
+{
+    int64_t first = self->end;
+    for (int p = 0; p < MODEL_PRODUCERS; p++)
+        if (self->open[p] >= 0 && self->open[p] < first)
+            first = self->open[p];
+    return first;
+}
+
+static void check_model(const model *self, sc_topic *topic)
+{
+    static uint8_t seen[MODEL_MAX];
+    sc_partition_info info = info_of(topic);
+    CHECK_EQ(info.end_offset, self->end);
+    CHECK_EQ(info.stable_offset, stable_of(self));
+    for (int committed = 0; committed < 2; committed++) {
+        memset(seen, 0, sizeof seen);
+        scan(topic, committed, seen);
+        for (int64_t i = 0; i < self->end; i++) {
+            bool wanted = committed ? i < info.stable_offset && self->visible[i] == 1 : self->row[i];
+            if (seen[i] != wanted)
+                fprintf(stderr, "offset %lld, committed %d\n", (long long)i, committed);
+            CHECK_EQ(seen[i], wanted);
+        }
+    }
+}
+
+static void step(model *self, sc_topic *topic)
+{
+    int p = (int)random_below(MODEL_PRODUCERS);
+    int64_t count = 1 + random_below(20), first;
+    if (random_below(4) == 0) {
+        append_records(topic, 0, self->end, count);
+        memset(self->visible + self->end, 1, (size_t)count);
+    } else if (random_below(4) != 0 || self->open[p] < 0) {
+        CHECK_OK(produce(topic, (sc_producer){p + 1, 0, self->sequence[p]}, true, count, 1 + random_below(20), &first), error);
+        CHECK_EQ(first, self->end);
+        self->open[p] = self->open[p] < 0 ? self->end : self->open[p];
+        memset(self->visible + self->end, 2 + p, (size_t)count);
+        self->sequence[p] += (int32_t)count;
+    } else {
+        bool commit = random_below(2) == 0;
+        CHECK_EQ(finish(topic, p + 1, 0, commit), self->end);
+        for (int64_t i = self->open[p]; i < self->end; i++)
+            if (self->visible[i] == 2 + p)
+                self->visible[i] = commit;
+        self->open[p] = -1;
+        self->visible[self->end] = 0;
+        self->row[self->end++] = 0;
+        return;
+    }
+    memset(self->row + self->end, 1, (size_t)count);
+    self->end += count;
+}
+
+static void lose_hints(void)
+{
+    char command[FILE_MAX];
+    static const char *const endings[] = {".producers", "*.aborted", "*.index"};
+    snprintf(command, sizeof command, "rm -f %s/0/%s", path, endings[random_below(3)]);
+    CHECK(system(command) == 0);
+}
+
+static void test_logs_of_transactions_equal_a_model(void)
+{
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        static model self;
+        memset(&self, 0, sizeof self);
+        memset(self.open, 0xff, sizeof self.open);
+        random_seed(seed);
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, 24 << 10);
+        for (int i = 0; i < 600; i++) {
+            step(&self, topic);
+            if (i % 40 != 39)
+                continue;
+            if (random_below(3) == 0)
+                CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+            if (random_below(2) == 0)
+                topic_close(topic);
+            else
+                topic_abandon(topic);
+            if (random_below(2) == 0)
+                lose_hints();
+            sc_topic *reader = topic_open_with(path, false, 24 << 10);
+            check_model(&self, reader);
+            topic_close(reader);
+            topic = topic_open_with(path, true, 24 << 10);
+            check_model(&self, topic);
+        }
+        check_model(&self, topic);
+        topic_close(topic);
+        folder_remove(path);
+    }
+}
+
+/* ---- power and faults ------------------------------------------------------------------------------------------ */
+
+/* A log in which two transactions overlap, one batch or marker at a time; where it ends, and is stable, before each. */
+enum { STEPS = 8 };
+
+static void make_overlapping(int64_t ends[STEPS], int64_t stable[STEPS])
+{
+    static const sc_producer producers[STEPS] = {{1, 0, 0}, {2, 0, 0}, {0}, {1, 0, 0}, {1, 0, 2}, {0}, {2, 0, 0}, {0}};
+    int64_t first;
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    append_records(topic, 0, 0, 4);
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    for (int i = 0; i < STEPS; i++) {
+        ends[i] = info_of(topic).end_offset;
+        stable[i] = info_of(topic).stable_offset;
+        if (i == 3 || i == 6)
+            CHECK_EQ(finish(topic, producers[i].id, 0, true), ends[i]);
+        else
+            CHECK_OK(produce(topic, producers[i], producers[i].id != 0, 2, 1, &first), error);
+    }
+    topic_abandon(topic);
+}
+
+static void test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch(void)
+{
+    for (int lost = 0; lost < STEPS; lost++) {
+        int64_t ends[STEPS], stable[STEPS];
+        found_batch batches[32];
+        make_overlapping(ends, stable);
+        segment_file(file, path, 0, 0);
+        int found = found_batches(file, batches, 32), at = 0;
+        while (at < found && batches[at].header.base_offset < ends[lost])
+            at++;
+        int64_t position = lost == 3 || lost == 6 ? batches[at - 1].position + batches[at - 1].header.total_size + 600
+                                                  : batches[at].position + batches[at].header.total_size - 100;
+        file_flip(file, position);
+        pretend_power_loss(path);
+        sc_topic *topic = topic_open(path, true);
+        CHECK_EQ(info_of(topic).end_offset, ends[lost]);
+        CHECK_EQ(info_of(topic).stable_offset, stable[lost]);
+        sc_open_transaction open[4];
+        int64_t count;
+        CHECK_OK(sc_partition_open_transactions(topic, 0, open, 4, &count, &error), error);
+        for (int64_t i = 0; i < count; i++)
+            CHECK(finish(topic, open[i].producer_id, open[i].epoch, false) >= 0);
+        CHECK_EQ(info_of(topic).stable_offset, info_of(topic).end_offset);
+        topic_close(topic);
+        folder_remove(path);
+    }
+}
+
+static void test_a_marker_that_a_failing_call_stopped_can_be_written_again(void)
+{
+    for (int number = 1; number < 60; number++) {
+        folder_make(path);
+        sc_topic *topic = topic_open(path, true);
+        int64_t first, offset = -1;
+        uint8_t seen[64] = {0};
+        CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 4, 4, &first), error);
+        sc_marker marker = {.producer_id = 1, .epoch = 0, .commit = true, .durable = true};
+        faults_arm(number, ENOSPC, false);
+        int code = sc_partition_append_marker(topic, 0, &marker, &offset, &error);
+        bool failed = faults_disarm();
+        if (code != SC_OK && error.code != SC_POISONED)
+            (void)sc_partition_append_marker(topic, 0, &marker, &offset, &error);
+        topic_abandon(topic);
+        topic = topic_open(path, true);
+        (void)finish(topic, 1, 0, true);
+        CHECK_EQ(info_of(topic).stable_offset, 5);
+        CHECK_EQ(scan(topic, true, seen), 4);
+        topic_close(topic);
+        folder_remove(path);
+        if (!failed)
+            break;
+    }
+}
+
+/* ---- waiting --------------------------------------------------------------------------------------------------- */
+
+static void test_a_wait_for_stable_records_ends_with_the_marker(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t first, known = 0;
+    uint32_t partition = 0;
+    CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 4, 4, &first), error);
+    CHECK_OK(sc_topic_wait(topic, &partition, &known, 1, false, 0, &error), error);
+    CHECK_EQ(sc_topic_wait(topic, &partition, &known, 1, true, 0, &error), SC_END);
+    CHECK_EQ(finish(topic, 1, 0, false), 4);
+    CHECK_OK(sc_topic_wait(topic, &partition, &known, 1, true, 0, &error), error);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+int main(int argc, char **argv)
+{
+    RUN(test_the_last_five_appends_of_a_producer_are_known_again);
+    RUN(test_a_lower_epoch_is_fenced_and_a_higher_one_begins_at_0);
+    RUN(test_sequences_wrap_to_0);
+    RUN(test_what_is_encoded_comes_back_and_damage_is_refused);
+    RUN(test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not);
+    RUN(test_the_number_of_producers_is_bounded);
+    RUN(test_a_repeated_append_gets_its_old_offsets_in_any_process_and_after_any_end);
+    RUN(test_a_snapshot_of_a_log_that_was_cut_is_not_believed);
+    RUN(test_an_open_transaction_holds_the_stable_offset_until_its_marker);
+    RUN(test_a_fencing_marker_is_written_where_nothing_is_open_and_keeps_zombies_out);
+    RUN(test_bad_producers_are_refused);
+    RUN(test_logs_of_transactions_equal_a_model);
+    RUN(test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch);
+    RUN(test_a_marker_that_a_failing_call_stopped_can_be_written_again);
+    RUN(test_a_wait_for_stable_records_ends_with_the_marker);
+    return 0;
+}
