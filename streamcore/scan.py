@@ -106,9 +106,9 @@ def _ceil_ms(moment: datetime.datetime, name: str) -> int:
 
 
 def _offset(bound: Any, name: str, partition: int, earliest: int, latest: int) -> int:
-    if bound == "earliest":
-        return earliest
     if isinstance(bound, str):
+        if bound == "earliest":
+            return earliest
         if bound == "latest":
             return latest
         raise ValueError(f"{name} is {bound!r}; an offset, an aware datetime, 'earliest' or 'latest' is allowed")

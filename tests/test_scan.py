@@ -151,6 +151,7 @@ def test_an_empty_topic_has_the_one_bound_zero(topic: sc.Topic) -> None:
         ({"end": True}, TypeError, "end is bool"),
         ({"start": b"earliest"}, TypeError, "start is bytes"),
         ({"start": [1]}, TypeError, "start is list"),
+        ({"start": np.array([1, 2])}, TypeError, "start is ndarray"),
         ({"start": dt.datetime(2026, 1, 1)}, ValueError, "time zone"),
         ({"end": dt.datetime(2026, 1, 1)}, ValueError, "time zone"),
         ({"start": {0: dt.datetime(2026, 1, 1)}}, ValueError, "time zone"),
