@@ -230,17 +230,15 @@ class Store:
         return problems
 
     def digests(self) -> Iterator[Digest]:
-        """The digest of each segment file, over what is written of it (not its preallocated end)."""
+        """The digest of each segment file, over what is written of it (not its preallocated end).
+
+        A file that was cut short has the size and the digest of what is left. Raises StorageError where a file cannot
+        be read.
+        """
         self.check_open()
         for topic in self.topics():
             for segment in topic.segments():
-                digest = xxhash.xxh3_128()
-                left = segment.size_bytes
-                with Path(segment.path).open("rb") as file:
-                    while left > 0 and (chunk := file.read(min(left, _DIGEST_CHUNK))):
-                        digest.update(chunk)
-                        left -= len(chunk)
-                yield Digest(segment.path, segment.size_bytes, digest.hexdigest())
+                yield _digest_of(segment.path, segment.size_bytes)
 
     # ---- queries and settings ----
 
@@ -490,6 +488,19 @@ def _make_topic_folder(store_path: Path, folder: str) -> None:
         _sync_folder(topics)
     except OSError as error:
         raise StorageError(error.errno or 0, "a topic's folder cannot be made", str(topics / folder)) from None
+
+
+def _digest_of(path: str, size_bytes: int) -> Digest:
+    digest = xxhash.xxh3_128()
+    left = size_bytes
+    try:
+        with Path(path).open("rb") as file:
+            while left > 0 and (chunk := file.read(min(left, _DIGEST_CHUNK))):
+                digest.update(chunk)
+                left -= len(chunk)
+    except OSError as error:
+        raise StorageError(error.errno or 0, "a segment cannot be read", path) from None
+    return Digest(path, size_bytes - left, digest.hexdigest())
 
 
 def _sync_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import os
 import sqlite3
 import threading
 import weakref
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 
 import streamcore as sc
 
@@ -546,6 +548,22 @@ def test_digests_change_with_the_records_and_only_then(store_path: Path) -> None
     assert changed.xxh3_128 != first[0].xxh3_128
     assert changed.size_bytes > first[0].size_bytes
     assert len(changed.xxh3_128) == 32
+
+
+def test_a_digest_of_a_file_that_is_gone_is_a_storage_error_and_of_a_cut_one_that_of_the_rest(store_path: Path) -> None:
+    with sc.open(store_path) as store:
+        topic = store.create_topic("clicks", segment_bytes=1 << 16)
+        for _ in range(4):
+            topic.append([b"x" * 40_000])
+    with sc.open(store_path, mode="r") as store:
+        first, second, *_ = store.topic("clicks").segments()
+        os.truncate(first.path, 1000)
+        digests = store.digests()
+        assert next(digests) == (first.path, 1000, xxhash.xxh3_128_hexdigest(Path(first.path).read_bytes()))
+        Path(second.path).unlink()
+        with pytest.raises(sc.StorageError, match="a segment cannot be read") as info:
+            next(digests)
+        assert info.value.path == second.path
 
 
 # ---- mode "r" ---------------------------------------------------------------------------------------------------

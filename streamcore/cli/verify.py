@@ -11,11 +11,11 @@ import click
 from streamcore.cli.settings import FORMS, Settings, output_option, pass_settings, store_option
 
 if TYPE_CHECKING:
-    from streamcore import Problem
+    from streamcore import Problem, Store
 
 
 @click.command(name="verify")
-@click.option("--digests", is_flag=True, help="Print the XXH3-128 of each segment file.")
+@click.option("--digests", is_flag=True, help="Print the XXH3-128 of each segment file as the result.")
 @output_option
 @store_option
 @pass_settings
@@ -23,7 +23,7 @@ def command(settings: Settings, digests: bool) -> None:
     """Read a whole store and check every batch: checksums, headers, offsets. Nothing is written.
 
     Prints what is wrong, with file, offset and position in the file, and ends with status 1 if anything is. With
-    --digests it prints the digest of each file, to compare copies of a store.
+    --digests the result is the digest of each file, to compare copies of a store, and what is wrong goes to stderr.
 
     \b
     Examples:
@@ -34,10 +34,6 @@ def command(settings: Settings, digests: bool) -> None:
     from streamcore.cli.output import emit_records, note, progress, size
 
     with settings.open("r") as store:
-        if digests:
-            rows = [{"path": str(path), "bytes": count, "xxh3_128": digest} for path, count, digest in store.digests()]
-            emit_records(rows, settings.form)
-            return
         checked = 0
         began = time.monotonic()
         with progress("verify") as advance:
@@ -49,13 +45,35 @@ def command(settings: Settings, digests: bool) -> None:
 
             problems = store.verify(progress=count)
         seconds = time.monotonic() - began
-    if settings.form in FORMS[1:] or problems:
+        if digests:
+            for problem in problems:
+                note(_sentence(problem))
+            emit_records(_digests(store), settings.form)
+    if not digests and (settings.form in FORMS[1:] or problems):
         emit_records([_row(problem) for problem in problems], settings.form)
     if problems:
         note(f"error: {len(problems)} problem{'s' * (len(problems) != 1)} in {settings.path}")
         sys.exit(1)
     rate = size(checked / max(seconds, 1e-6))
     note(f"{settings.path} is sound: {size(checked)} checked in {seconds:.2f} s, {rate}/s")
+
+
+def _digests(store: Store) -> list[dict[str, Any]]:
+    from streamcore.cli.output import progress
+
+    total = sum(segment.size_bytes for topic in store.topics() for segment in topic.segments())
+    rows: list[dict[str, Any]] = []
+    done = 0
+    with progress("digests") as advance:
+        for path, count, digest in store.digests():
+            rows.append({"path": path, "bytes": count, "xxh3_128": digest})
+            done += count
+            advance(done, total)
+    return rows
+
+
+def _sentence(problem: Problem) -> str:
+    return f"{problem.path}: {problem.message} (offset {problem.offset}, position {problem.position})"
 
 
 def _row(problem: Problem) -> dict[str, Any]:
