@@ -117,6 +117,15 @@ def test_several_files_and_stdin_go_into_one_topic(tmp_path: Path) -> None:
         assert [r.value for r in store.topic("t").scan()] == [b"a", b"from stdin", b"and more", b"b"]
 
 
+def test_a_typing_error_in_a_path_or_name_makes_no_store(shell: Shell, tmp_path: Path) -> None:
+    there = written(tmp_path, "a.log", "a\n")
+    shell("ingest", there, "no-such-file", "--topic", "t", status=1)
+    assert shell.err == "error: no-such-file: No such file or directory\n"
+    shell("ingest", there, "--topic", "a/b", status=1)
+    assert "'a/b'" in shell.err
+    assert not shell.path.exists()
+
+
 def test_a_report_for_programs_is_json(shell: Shell, tmp_path: Path) -> None:
     path = written(tmp_path, "shop.csv", SHOP)
     [report] = json.loads(shell("--output", "json", "ingest", path, "--topic", "shop", "--typed"))

@@ -81,6 +81,7 @@ def command(settings: Settings, /, files: tuple[str, ...], topic: str, **given: 
     options = _options(given)
     if files.count("-") > 1:
         raise click.UsageError("stdin (-) can be read once")
+    _check_before_a_store_is_made(files, topic)
     reports = []
     with settings.open(create=True) as store, _keeper(given["bad_rows"]) as keep:
         for path in files:
@@ -134,6 +135,16 @@ def _options(given: dict[str, Any]) -> IngestOptions:
         force=given["force"],
         stop_on_error=given["on_error"] == "stop",
     )
+
+
+def _check_before_a_store_is_made(files: tuple[str, ...], topic: str) -> None:
+    """A typing error in a path or name makes no store, and keeps nothing of the files before it."""
+    from streamcore.config import check_topic_name
+
+    check_topic_name(topic)
+    for path in files:
+        if path != "-":
+            Path(path).stat()
 
 
 def _has_topic(store: Store, name: str) -> bool:
