@@ -268,11 +268,15 @@ def test_a_terminal_gets_colour_unless_it_is_unwanted(shop: Shell) -> None:
     colour = b"\x1b[2m"
     assert colour in on_terminal(words)
     assert b"\x1b[3" not in on_terminal(words, NO_COLOR="1")
+    tail = [*words[:5], "tail", "raw"]
+    assert colour in on_terminal(tail)
+    assert b"\x1b" not in on_terminal(tail, NO_COLOR="1")
 
 
 def test_long_work_shows_a_progress_bar_on_a_terminal(shop: Shell) -> None:
     words = [sys.executable, "-m", "streamcore", "--store", str(shop.path), "verify"]
     assert b"verify" in on_terminal(words).split(b"is sound")[0]
+    assert b"digests" in on_terminal([*words, "--digests"])
 
 
 # verify

@@ -123,6 +123,8 @@ def cli(ctx: click.Context, path: str, form: str | None) -> None:
       streamcore sql 'select text(key) as who, count(*) from access group by all order by 2 desc limit 10'
     """
     ctx.obj = Settings(path=path, form=form)
+    if os.environ.get("NO_COLOR"):  # rich looks at it, click does not
+        ctx.color = False
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
