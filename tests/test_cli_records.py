@@ -194,6 +194,25 @@ def test_formats_show_text_where_it_is_text_and_bytes_where_not(path: Path) -> N
     assert json.loads(tail(path, "typed", "-n", "1", "--format", "json"))["value"] is None
 
 
+def test_the_global_output_chooses_a_format_or_is_refused(path: Path) -> None:
+    produce(path, b"x\n", "plain")
+    words = [sys.executable, "-m", "streamcore", "--store", str(path), "--output"]
+    for output, form in (("table", "text"), ("json", "json"), ("jsonl", "jsonl")):
+        done = subprocess.run([*words, output, "tail", "plain"], capture_output=True, check=True)
+        assert done.stdout == tail(path, "plain", "--format", form)
+    done = subprocess.run([*words, "jsonl", "tail", "plain", "--format", "value"], capture_output=True, check=True)
+    assert done.stdout == b"x\n"
+    done = subprocess.run([*words, "parquet", "tail", "plain"], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"for parquet use streamcore sql" in done.stderr
+
+
+def test_a_topic_without_records_prints_nothing(path: Path) -> None:
+    for form in ("text", "json", "jsonl", "value"):
+        assert tail(path, "plain", "--format", form) == b""
+        assert tail(path, "plain", "--from", "earliest", "--format", form) == b""
+
+
 @pytest.fixture
 def follower(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(

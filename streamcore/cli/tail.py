@@ -32,12 +32,18 @@ _FORMATS = ("text", "json", "jsonl", "value")
 @click.option("-f", "--follow", is_flag=True, help="Go on with the records that are appended, until ^C.")
 @click.option("--from", "start", metavar="WHERE", help="Start at earliest, latest, an offset or a time (ISO 8601).")
 @click.option("--partition", type=click.IntRange(0), help="Only this partition.")
-@click.option("--format", "form", type=click.Choice(_FORMATS), default="text", show_default=True,
-              help="text and value are for people and pipes, json and jsonl have everything.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(_FORMATS),
+              help="text (default) and value are for people and pipes, json and jsonl have everything.")  # fmt: skip
 @store_option
 @pass_settings
 def command(
-    settings: Settings, topic: str, count: int | None, follow: bool, start: str | None, partition: int | None, form: str
+    settings: Settings,
+    topic: str,
+    count: int | None,
+    follow: bool,
+    start: str | None,
+    partition: int | None,
+    form: str | None,
 ) -> None:
     """Print records of a topic: the last ones, those from a place on, and with -f those to come.
 
@@ -53,7 +59,7 @@ def command(
       streamcore tail clicks --partition 0 --from 4711 -n 1 --format value
     """
     with settings.open("r") as store:
-        tailed = _Tail(store.topic(topic), partition, form)
+        tailed = _Tail(store.topic(topic), partition, form or _form_of(settings.form))
         if start is None:
             tailed.last(10 if count is None else count)
         else:
@@ -63,6 +69,15 @@ def command(
                 tailed.follow()
             except KeyboardInterrupt:  # how one ends it; click would print a line
                 raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _form_of(output: str | None) -> str:
+    """The format that the global `--output` means here."""
+    if output is None or output == "table":
+        return "text"
+    if output not in _FORMATS:
+        raise click.UsageError(f"tail prints {', '.join(_FORMATS)} (--format): for {output} use streamcore sql")
+    return output
 
 
 class _Tail:
