@@ -339,6 +339,21 @@ def test_of_a_typed_value_only_the_named_field_is_read(store: sc.Store, quakes: 
     assert metrics.columns == ("quakes.value.magnitude",)
 
 
+def test_checksums_are_passed_over_once_and_in_the_segments_that_are_opened_alone(tmp_path: Path) -> None:
+    with sc.open(tmp_path / "store", durability="disk") as store:  # an open checks what was not known to be durable
+        topic = store.create_topic("t", segment_bytes=1 << 16)
+        for number in range(60):
+            topic.append([b"%01000d" % place for place in range(number * 20, number * 20 + 20)])
+        size = topic.partitions[0].size_bytes
+    sql = 'select count(key) as n, sum(octet_length(value)) as bytes from t where "offset" between 500 and 519'
+    with sc.open(tmp_path / "store", mode="r") as store:
+        first, again = QueryMetrics(), QueryMetrics()
+        assert query(store, sql, first).to_pylist() == query(store, sql, again).to_pylist()
+        assert 20 * 1000 < first.bytes_verified < size // 5
+        assert again.bytes_verified == 0
+        assert again.bytes_exported == first.bytes_exported > 0
+
+
 def test_counting_reads_no_column(store: sc.Store, clicks: sc.Topic, quakes: sc.Topic) -> None:
     metrics = QueryMetrics()
     query(store, "select count(*) from quakes", metrics)

@@ -28,7 +28,8 @@ def command(settings: Settings, statement: str, stats: bool, rows: int) -> None:
     A table has the columns partition, offset, timestamp, key, value and headers. `offset` and names with - or . in
     them need double quotes. Keys and values are bytes: text(key) gives their text. A typed topic's value is a struct:
     value.magnitude is a column of it. Only the columns that a query uses are read, and conditions on partition, offset
-    and timestamp decide which segments are opened at all; --stats shows it. Times are UTC.
+    and timestamp decide which segments are opened at all; --stats shows it, and how much was passed over to verify
+    checksums, which are of whole batches. Times are UTC.
 
     \b
     Examples:
@@ -75,7 +76,9 @@ def _explained(error: Exception, store: Store) -> str:
 def _described(metrics: QueryMetrics, seconds: float) -> str:
     from streamcore.cli.output import size
 
+    checked = f"checksums over {size(metrics.bytes_verified)}; " if metrics.bytes_verified else ""
     return (
         f"read {metrics.segments_opened} of {metrics.segments_total} segments, {metrics.rows:,} rows, "
-        f"{size(metrics.bytes_exported)}; columns: {', '.join(metrics.columns) or 'none'}; {seconds * 1000:.1f} ms"
+        f"{size(metrics.bytes_exported)}; columns: {', '.join(metrics.columns) or 'none'}; "
+        f"{checked}{seconds * 1000:.1f} ms"
     )

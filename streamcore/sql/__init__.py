@@ -15,6 +15,9 @@ bounds on partition, offset and timestamp
 conditions on key, value and fields
     stay in DuckDB, whose filters are faster than pyarrow's; the view hides these columns from its filter pushdown.
 
+Checksums are of whole batches. So the first read of a batch in a process passes over all of its bytes, once; after
+that a query touches the columns that it uses and nothing else. `QueryMetrics` counts both.
+
 A query sees every topic up to its end at the moment of the query.
 
 Where to read on: `engine` runs a statement; `sessions` keeps connections to DuckDB; `syntax` finds fields in it;

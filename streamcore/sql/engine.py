@@ -28,7 +28,8 @@ class QueryMetrics:
 
     `topics` are those the query names; `segments_total` counts their segments and `segments_opened` those that were
     read; `columns` are the columns read, as `topic.column`; `rows` and `bytes_exported` went from the log to the
-    engine (a `count(*)` counts rows without exporting any).
+    engine (a `count(*)` counts rows without exporting any). `bytes_verified` were passed over to check batches that
+    this process had not read before.
     """
 
     topics: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class QueryMetrics:
     columns: tuple[str, ...] = ()
     bytes_exported: int = 0
     rows: int = 0
+    bytes_verified: int = 0
 
 
 def query(
@@ -116,7 +118,8 @@ def _measure(datasets: Iterable[TopicDataset], metrics: QueryMetrics) -> None:
     """Fill `metrics` with what the datasets of a query have read."""
     topics: list[str] = []
     columns: set[str] = set()
-    metrics.segments_total = metrics.segments_opened = metrics.bytes_exported = metrics.rows = 0
+    metrics.segments_total = metrics.segments_opened = 0
+    metrics.bytes_exported = metrics.bytes_verified = metrics.rows = 0
     for dataset in datasets:
         name, reads = dataset.snapshot.topic.name, dataset.reads
         topics.append(name)
@@ -124,10 +127,12 @@ def _measure(datasets: Iterable[TopicDataset], metrics: QueryMetrics) -> None:
         metrics.segments_total += len(dataset.snapshot.segments)
         for scan, rows in reads.counts:
             metrics.segments_opened += scan.metrics.segments_opened
+            metrics.bytes_verified += scan.metrics.bytes_verified
             metrics.rows += rows
         for scan in reads.scans:
             metrics.segments_opened += scan.metrics.segments_opened
             metrics.bytes_exported += scan.metrics.bytes_exported
+            metrics.bytes_verified += scan.metrics.bytes_verified
             metrics.rows += scan.metrics.rows
     metrics.topics = tuple(topics)
     metrics.columns = tuple(sorted(columns))
