@@ -115,7 +115,7 @@ def cli(ctx: click.Context, path: str, form: str | None) -> None:
 
     \b
     Start here:
-      streamcore demo                                       a tour, in a store that is thrown away
+      streamcore demo                                       # a tour, in a store that is thrown away
       streamcore topic create clicks --partitions 4
       echo 'ada /home' | streamcore produce clicks --key-separator ' '
       streamcore tail clicks -f

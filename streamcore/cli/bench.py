@@ -39,7 +39,7 @@ def command(ctx: click.Context, seconds: float, value_bytes: int, directory: str
     \b
     Examples:
       streamcore bench
-      streamcore bench --value-bytes 1024 --dir /mnt/nvme --output json
+      streamcore bench --value-bytes 1024 --dir . --output json
     """
     import streamcore
     from streamcore.cli.output import emit_records, progress

@@ -13,8 +13,8 @@ def command(ctx: click.Context, shell: str) -> None:
 
     \b
     Examples:
-      eval "$(streamcore completion bash)"                                        in ~/.bashrc
-      eval "$(streamcore completion zsh)"                                         in ~/.zshrc
+      eval "$(streamcore completion bash)"                                        # in ~/.bashrc
+      eval "$(streamcore completion zsh)"                                         # in ~/.zshrc, after compinit
       streamcore completion fish > ~/.config/fish/completions/streamcore.fish
     """
     from click.shell_completion import get_completion_class

@@ -72,7 +72,7 @@ def command(settings: Settings, /, files: tuple[str, ...], topic: str, **given: 
       streamcore ingest access.log --topic access --key-regex '^(\\S+)' --timestamp-regex '\\[(.*?)\\]'
       streamcore ingest quakes.csv --topic quakes --typed --timestamp DateTime --key Source
       streamcore ingest events/*.jsonl.gz --topic events --key user.id --timestamp at --partitions 8
-      streamcore ingest trips.parquet --topic trips --typed --column fare:decimal(10,2)
+      streamcore ingest trips.parquet --topic trips --typed --column 'fare:decimal(10,2)'
       journalctl -o short-iso | streamcore ingest - --topic journal --timestamp 1
     """
     from streamcore.cli.output import emit_records, note, progress
