@@ -61,6 +61,12 @@ def test_each_line_is_a_record(store: sc.Store, tmp_path: Path) -> None:
     assert (report.rows, report.bad_count, report.format, report.status) == (5, 0, "lines", "ingested")
 
 
+def test_a_path_may_be_any_that_python_takes(store: sc.Store, tmp_path: Path) -> None:
+    assert ingest(store, "t", tmp_path / written(tmp_path, "a.log", b"one\n")).rows == 1
+    with pytest.raises(TypeError):
+        ingest(store, "t", 5)  # type: ignore[arg-type]
+
+
 def test_key_and_timestamp_are_found_by_regular_expressions(store: sc.Store, tmp_path: Path) -> None:
     text = '10.0.0.1 - - [17/May/2015:10:05:03 +0200] "GET / HTTP/1.1" 200\n-\n'
     options = IngestOptions(key_regex=r"^(\S+)", timestamp_regex=r"\[([^\]]+)\]")

@@ -49,7 +49,7 @@ _TIMESTAMP = pa.timestamp("ms", tz="UTC")
 def ingest(
     store: Store,
     topic: str,
-    path: str,
+    path: str | os.PathLike[str],
     options: IngestOptions | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     on_bad: Callable[[BadRow], None] | None = None,
@@ -62,6 +62,7 @@ def ingest(
     """
     began = time.monotonic()
     options = options or IngestOptions()
+    path = os.fspath(path)
     form = options.format or ("lines" if path == STDIN else format_of(path))
     if form not in FORMATS:
         raise ValueError(f"{form!r} is not a format: use one of {', '.join(FORMATS)}")
