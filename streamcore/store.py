@@ -87,6 +87,8 @@ class Store:
             raise ValueError(f"mode is {mode!r}; 'r' or 'rw' is allowed")
         if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path is {type(path).__name__}; str or os.PathLike is needed")
+        if not os.fspath(path) or "\0" in os.fspath(path):  # an empty one would be the working directory
+            raise ValueError(f"path is {os.fspath(path)!r}; the path of a directory is needed")
         self.path = Path(path).absolute()  # the working directory may change
         self.mode: Mode = mode
         self.durability = check_durability(durability)
@@ -244,6 +246,8 @@ class Store:
 
     def sql(self, query: str) -> pa.Table:
         """Answers a query in DuckDB's SQL, in which each topic is a table (needs the extra `sql`)."""
+        self.check_open()
+        _check_text(query, "query")
         from streamcore.sql import query as run
 
         return run(self, query)
@@ -251,12 +255,16 @@ class Store:
     def get_setting(self, key: str, default: str | None = None) -> str | None:
         """A string that an application keeps in the store's catalog."""
         self.check_open()
+        _check_text(key, "key")
         found = self.catalog.setting(key)
         return default if found is None else found
 
     def set_setting(self, key: str, value: str | None) -> None:
         """Keeps a string in the store's catalog, durably; None removes it."""
         self._check_writable()
+        _check_text(key, "key")
+        if value is not None:
+            _check_text(value, "value")
         self.catalog.set_setting(key, value)
 
     # ---- transactions ----
@@ -376,6 +384,11 @@ class Store:
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.mode
         return f"<Store {str(self.path)!r}, {state}>"
+
+
+def _check_text(text: Any, name: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}; a str is needed")
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

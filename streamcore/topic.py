@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
 _STALE_RETRIES = 100
+_WAIT_MS_MAX = 1 << 40  # 34 years
 _SCHEMA_READ_BYTES = 4 << 20
 
 
@@ -377,7 +379,9 @@ class Topic:
             raise ValueError("offsets is empty; a partition to wait for is needed")
         if timeout_ms is not None and not isinstance(timeout_ms, (int, float)):
             raise TypeError(f"timeout_ms is {timeout_ms!r}; a number or None is needed")
-        limit = -1 if timeout_ms is None else max(0, int(timeout_ms))
+        if timeout_ms is not None and math.isnan(timeout_ms):
+            raise ValueError("timeout_ms is nan; a number or None is needed")
+        limit = -1 if timeout_ms is None else int(min(max(0, timeout_ms), _WAIT_MS_MAX))
         return self._call(lambda: self._open_core().wait(list(offsets), list(offsets.values()), limit, committed))
 
     # ---- settings ----

@@ -313,6 +313,8 @@ def test_use_after_a_fork_is_an_error_that_names_the_fork(store: sc.Store, topic
             lambda: topic.append_table(pa.table({"value": [b"y"]})), topic.scan, lambda: topic.partitions,
             topic.segments, topic.flush, lambda: topic.wait({0: 100}, 10), lambda: topic.alter(retention_ms=1),
             lambda: topic.add_partitions(3), store.topics, lambda: store.topic("clicks"), store.flush, store.verify,
+            lambda: list(store.digests()), lambda: store.sql("select 1"), lambda: store.get_setting("a"),
+            lambda: store.set_setting("a", "b"),
             lambda: store.create_topic("more"), lambda: store.delete_topic("clicks"), store.__enter__,
             scan.to_arrow, scan.count, lambda: list(scan), lambda: list(scan.batches()),
         ):  # fmt: skip

@@ -85,6 +85,16 @@ def test_open_refuses_what_is_no_path(path: Any) -> None:
         sc.open(path)
 
 
+@pytest.mark.parametrize("path", ["", "a\0b", Path("a\0b")])
+def test_open_refuses_a_path_that_names_no_directory(
+    path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the path of a directory is needed"):
+        sc.open(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", ["w", "a", "", None, "R", 1])
 def test_open_refuses_other_modes(tmp_path: Path, mode: Any) -> None:
     with pytest.raises(ValueError, match="mode is .*'r' or 'rw' is allowed"):
@@ -163,6 +173,9 @@ def uses_of(store: sc.Store, topic: sc.Topic, scan: sc.Scan) -> dict[str, Callab
         "delete": lambda: store.delete_topic("clicks"),
         "verify": store.verify,
         "digests": lambda: list(store.digests()),
+        "sql": lambda: store.sql("select 1"),
+        "get_setting": lambda: store.get_setting("a"),
+        "set_setting": lambda: store.set_setting("a", "b"),
         "flush": store.flush,
         "enter": store.__enter__,
         "append": lambda: topic.append([b"x"]),
@@ -184,9 +197,9 @@ def uses_of(store: sc.Store, topic: sc.Topic, scan: sc.Scan) -> dict[str, Callab
 
 
 USES = [
-    "create", "topic", "topics", "delete", "verify", "digests", "flush", "enter", "append", "append headers",
-    "append_table", "append nothing", "scan", "partitions", "segments", "alter", "add_partitions", "topic flush",
-    "wait", "old scan", "old scan count", "old scan records", "old scan batches",
+    "create", "topic", "topics", "delete", "verify", "digests", "sql", "get_setting", "set_setting", "flush",
+    "enter", "append", "append headers", "append_table", "append nothing", "scan", "partitions", "segments", "alter",
+    "add_partitions", "topic flush", "wait", "old scan", "old scan count", "old scan records", "old scan batches",
 ]  # fmt: skip
 
 
@@ -649,3 +662,18 @@ def test_settings_of_applications_are_kept(store_path: Path) -> None:
     with sc.open(store_path, mode="r") as store:
         assert store.get_setting("colour") == "red"
         assert store.get_setting("gone") is None
+
+
+def test_settings_of_applications_and_queries_are_text(store: sc.Store, picture: Picture) -> None:
+    before = picture(store.path)
+    wrong: list[Callable[[Any], Any]] = [
+        store.get_setting, lambda key: store.set_setting(key, "x"), lambda value: store.set_setting("key", value),
+        store.sql,
+    ]  # fmt: skip
+    for use in wrong:
+        for value in (5, b"bytes", ["text"]):
+            with pytest.raises(TypeError, match="a str is needed"):
+                use(value)
+    with pytest.raises(TypeError, match="key is NoneType; a str is needed"):
+        store.set_setting(None, "x")  # type: ignore[arg-type]
+    assert picture(store.path) == before

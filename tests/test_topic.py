@@ -456,4 +456,8 @@ def test_wait_refuses_what_is_no_offset_of_a_partition(topic: sc.Topic, offsets:
 def test_wait_refuses_what_is_no_time(topic: sc.Topic) -> None:
     with pytest.raises(TypeError):
         topic.wait({0: 0}, "soon")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="timeout_ms is nan"):
+        topic.wait({0: 0}, float("nan"))
     assert topic.wait({0: 0}, -5) is False
+    topic.append([b"x"])
+    assert topic.wait({0: 0}, 1e300) is True
