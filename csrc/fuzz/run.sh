@@ -1,6 +1,7 @@
 #!/bin/sh
 # run.sh SECONDS [TARGET...]: builds the fuzz targets in a temporary folder and runs each, SECONDS in total. The exit code is
 # not 0 when something was found; the inputs are then in ./fuzz-findings. FUZZ_CORPUS: a folder that keeps what was learnt.
+# FUZZ_SEED: repeats a run.
 set -eu
 if [ $# -lt 1 ] || [ "$1" -lt 1 ]; then
     echo "usage: $0 SECONDS [batch|segment|index|metadata ...]" >&2
@@ -30,7 +31,7 @@ for target in "$@"; do
     mkdir -p "$corpus/$target" "$build/found/$target"
     set -- "$corpus/$target" "$build/seeds/$target"
     [ -d "$fuzz/regressions/$target" ] && set -- "$@" "$fuzz/regressions/$target"
-    if TMPDIR="$logs" "$build/csrc/fuzz/fuzz_$target" -max_total_time="$each" -timeout=20 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+    if TMPDIR="$logs" "$build/csrc/fuzz/fuzz_$target" -max_total_time="$each" -seed="${FUZZ_SEED:-0}" -timeout=20 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
         -artifact_prefix="$build/found/$target/" "$@" > "$build/$target.log" 2>&1; then
         echo "$target: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "$build/$target.log" | grep -o '[0-9]*$') inputs, nothing found"
     else
