@@ -435,6 +435,58 @@ def test_a_columnar_file_without_a_value_column_says_what_to_do(store: sc.Store,
 # Twice, and after interruptions
 
 
+def row_file(folder: Path, form: str, count: int) -> str:
+    """A file of rows with the columns id, name and at."""
+    path = folder / f"{count}.{form}"
+    rows = [(n, f"n{n % 7}", f"2026-01-01 {n // 3600 % 24:02}:{n // 60 % 60:02}:{n % 60:02}") for n in range(count)]
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(("id", "name", "at"), row, strict=True))) + "\n" for row in rows))
+    elif form in ("csv", "log"):
+        path.write_text("id,name,at\n" * (form == "csv") + "".join(f"{n},{name},{at}\n" for n, name, at in rows))
+    else:
+        data = pa.Table.from_pylist([{"id": n, "name": name, "at": at} for n, name, at in rows])
+        if form == "parquet":
+            pq.write_table(data, path)
+        else:
+            write_arrow(data.combine_chunks(), path, stream=False)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "typed"),
+    [("log", False), *((form, typed) for form in ("csv", "jsonl", "parquet", "arrow") for typed in (False, True))],
+)
+def test_python_has_no_work_for_each_row(form: str, typed: bool, store: sc.Store, tmp_path: Path) -> None:
+    options = IngestOptions(
+        key="name" if form != "log" else None,
+        key_regex=r"^\d+,(\w+)" if form == "log" else None,
+        timestamp="at" if form != "log" else None,
+        timestamp_regex=r",([^,]+)$" if form == "log" else None,
+        value="name" if form in ("parquet", "arrow") and not typed else None,
+        typed=typed,
+    )
+
+    def calls(count: int) -> int:
+        """Calls of functions, Python's and C's, while a file of one block is ingested."""
+        path, seen = row_file(tmp_path, form, count), 0
+
+        def see(*_: Any) -> None:
+            nonlocal seen
+            seen += 1
+
+        sys.setprofile(see)
+        try:
+            report = ingest(store, f"t{count}", path, options)
+        finally:
+            sys.setprofile(None)
+        assert (report.rows, report.bad_count) == (count, 0)
+        return seen
+
+    calls(10)  # imports what is imported at first use
+    few, many = calls(100), calls(20_000)
+    assert many < 1.2 * few + 100
+
+
 def test_a_file_that_is_in_the_topic_is_not_ingested_again(store: sc.Store, tmp_path: Path) -> None:
     path = written(tmp_path, "a.log", "one\ntwo\n")
     ingest(store, "t", path)
