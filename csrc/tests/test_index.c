@@ -6,6 +6,7 @@
 #include "os.h"
 #include "plain_topic.h"
 #include "random_array.h"
+#include "segment.h"
 
 enum { SEGMENT = 200 << 10, END = 6000 };
 static char path[FOLDER_MAX], file[FILE_MAX];
@@ -240,6 +241,54 @@ static void test_an_index_that_cannot_be_opened_costs_only_time(void)
     folder_remove(path);
 }
 
+/* How many batch headers a seek to `offset` passes over, in one segment of `end` records, with its index or without. */
+static int64_t batches_to(int64_t offset, int64_t end)
+{
+    char folder[FILE_MAX];
+    snprintf(folder, sizeof folder, "%s/0", path);
+    sc_segment *segment = sc_segment_new(folder, 0);
+    sc_mapping *mapping;
+    sc_error error;
+    sc_layout *layout = plain_layout(1);
+    CHECK(segment != NULL);
+    CHECK_OK(sc_segment_map(segment, 0, layout, 0, &mapping, &error), error);
+    int64_t unused = 0, passed = 0, at;
+    int64_t position = sc_segment_seek(segment, mapping, offset, mapping->size, &at);
+    for (;; passed++) {
+        sc_look look = sc_segment_look(mapping, position, mapping->size, false, &unused);
+        CHECK(look.state == SC_BATCH_GOOD);
+        CHECK_EQ(look.header.base_offset, at);
+        at += look.header.record_count;
+        if (at > offset)
+            break;
+        position += look.header.total_size;
+    }
+    CHECK(at <= end);
+    sc_mapping_release(mapping);
+    sc_segment_release(segment);
+    sc_layout_free(layout);
+    return passed;
+}
+
+static void test_a_seek_passes_over_a_few_batches_however_long_the_log_is(void)
+{
+    enum { SHORT = 2000, LONG = 40000, BATCH = 20 };
+    for (int64_t end = SHORT; end <= LONG; end *= LONG / SHORT) {
+        folder_make(path);
+        sc_topic *topic = topic_open_with(path, true, INT64_C(1) << 30);
+        for (int64_t i = 0; i < end; i += BATCH)
+            append_records(topic, 0, i, BATCH);
+        topic_close(topic);
+        index_file(file, path, 0, 0);
+        int64_t most = SC_INDEX_SPACING / 704 + 1; /* the smallest batch */
+        for (int64_t offset = 0; offset < end; offset += 97)
+            CHECK(batches_to(offset, end) <= most);
+        CHECK(unlink(file) == 0);
+        CHECK(batches_to(end - 1, end) >= end / BATCH - 1); /* control: it is the index that saves them */
+        folder_remove(path);
+    }
+}
+
 int main(int argc, char **argv)
 {
     RUN(test_reads_are_right_with_any_index);
@@ -247,5 +296,6 @@ int main(int argc, char **argv)
     RUN(test_a_summary_with_another_end_is_not_believed);
     RUN(test_a_writer_mends_the_index_and_a_reader_leaves_it);
     RUN(test_an_index_that_cannot_be_opened_costs_only_time);
+    RUN(test_a_seek_passes_over_a_few_batches_however_long_the_log_is);
     return 0;
 }
