@@ -93,6 +93,7 @@ class Store:
         self.mode: Mode = mode
         self.durability = check_durability(durability)
         self.lock = threading.RLock()
+        self._closing = threading.RLock()
         self._pid = os.getpid()
         self._topics: dict[str, Topic] = {}
         _prepare_folder(self.path, mode)
@@ -342,10 +343,17 @@ class Store:
             raise StoreReadOnlyError("the store was opened with mode 'r'")
 
     def close(self) -> None:
-        """Flushes and closes; safe to call twice and from several threads. Scans and tables made before stay valid."""
-        if os.getpid() != self._pid:  # before the lock, which another thread of the parent may have held at the fork
+        """Flushes and closes. Scans and tables made before stay valid.
+
+        It may be called twice and from several threads: each call returns when all is flushed and closed.
+        """
+        if os.getpid() != self._pid:  # before the locks, which other threads of the parent may have held at the fork
             self.closed = True
             return
+        with self._closing:
+            self._close()
+
+    def _close(self) -> None:
         with self.lock:
             if self.closed:
                 return

@@ -19,6 +19,8 @@ import xxhash
 
 import streamcore as sc
 
+DEADLINE_S = 20
+
 Picture = Callable[[Path], dict[str, tuple[int, bytes]]]
 
 
@@ -242,6 +244,35 @@ def test_closing_twice_and_from_threads_is_fine(store_path: Path) -> None:
     store.close()
     assert failures == []
     assert repr(store).endswith(", closed>")
+
+
+def test_of_two_threads_that_close_none_returns_before_all_is_flushed(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = sc.open(store_path)
+    topic = store.create_topic("clicks")
+    topic.append([b"v"])
+    began, go_on = threading.Event(), threading.Event()
+    close_core = sc.Topic.close_core
+
+    def slow(self: sc.Topic) -> None:
+        began.set()
+        assert go_on.wait(DEADLINE_S)
+        close_core(self)
+
+    monkeypatch.setattr(sc.Topic, "close_core", slow)
+    first, second = threading.Thread(target=store.close), threading.Thread(target=store.close)
+    first.start()
+    assert began.wait(DEADLINE_S)
+    second.start()
+    second.join(0.1)  # time to go wrong
+    assert second.is_alive()
+    with pytest.raises(sc.StreamcoreError, match="closed"):
+        topic.append([b"w"])
+    go_on.set()
+    for thread in (first, second):
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
 
 
 def test_a_with_block_closes_and_passes_its_exception_on(store_path: Path) -> None:
