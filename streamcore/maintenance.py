@@ -101,7 +101,7 @@ class Maintenance:
             self._stopping = True
             self._condition.notify_all()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join()
 
     def run(self, names: Sequence[str] | None = None, stop: Stop | None = None) -> list[Run] | None:
@@ -162,6 +162,7 @@ class Maintenance:
             yield True
         finally:
             _held.discard(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for a child that is just being forked has it open, too
             os.close(descriptor)
 
 
