@@ -328,7 +328,11 @@ class Store:
     def note_unflushed(self, topic: Topic) -> None:
         """Has a topic flushed in the background within a second; called by appends."""
         topic.mark_unflushed()
-        self._flusher.add(topic)
+        try:
+            self._flusher.add(topic)
+        except BaseException:  # ^C, or no more threads: the next append asks again
+            topic.mark_unflushed(False)
+            raise
 
     def check_open(self) -> None:
         """Raises StreamcoreError when the store is closed, or was opened by the parent of this process."""
@@ -429,7 +433,8 @@ class _Flusher:
     def add(self, topic: Topic) -> None:
         with self._condition:
             self._topics.add(topic)
-            if self._thread is None and not self._stopping:
+            alive = self._thread is not None and self._thread.is_alive()  # ^C may have come while it was started
+            if not alive and not self._stopping:
                 self._thread = threading.Thread(target=self._run, name="streamcore-flush", daemon=True)
                 self._thread.start()
             self._condition.notify()
@@ -473,7 +478,7 @@ class _Flusher:
             self._stopping = True
             self._condition.notify_all()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join()
 
 

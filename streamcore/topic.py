@@ -503,9 +503,9 @@ class Topic:
         if self._core is not None:
             self._core.note_durable()
 
-    def mark_unflushed(self) -> None:
-        """Remembers that there is something to flush."""
-        self._unflushed = True
+    def mark_unflushed(self, unflushed: bool = True) -> None:
+        """Remembers that there is something to flush, and somebody who will."""
+        self._unflushed = unflushed
 
     def close_core(self, *, deleted: bool = False) -> None:
         """Closes the native topic; later calls raise. Called by the store."""

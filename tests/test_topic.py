@@ -202,6 +202,25 @@ def test_an_append_with_durability_os_is_flushed_in_the_background(store: sc.Sto
         assert time.monotonic() - began < 3, "within a second is promised; the rest is patience with a busy machine"
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_interrupt_while_the_flushing_thread_starts_harms_neither_later_flushes_nor_closing(
+    goes_on: bool, store_path: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with sc.open(store_path) as store:
+        topic = store.create_topic("clicks")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(threading.Thread, "start", interrupted)
+            topic.append([b"x"])
+        if goes_on:
+            topic.append([b"y"])
+            wait_until(lambda: topic.partitions[0].durable_offset == 2)
+    with sc.open(store_path, mode="r") as store:
+        assert store.topic("clicks").scan().count() == 1 + goes_on
+
+
 def test_flush_makes_what_was_appended_durable(store: sc.Store) -> None:
     topic = store.create_topic("clicks", partitions=3, segment_bytes=SMALL_SEGMENT)
     for number in range(60):
