@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: auto_pickle=False, autotestdict=False
 """The only way from Python into csrc/: thin classes that own one C object each. Policy lives in the Python modules."""
 
 cimport cython
@@ -281,6 +282,7 @@ cdef extern from *:
     int add_members(object type, PyMemberDef *members, const Py_ssize_t *places, int count) except -1
 
 
+@cython.final
 @cython.freelist(64)
 cdef class Record:
     """One record of a topic. Immutable; equal when all fields are equal.
