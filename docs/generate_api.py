@@ -38,6 +38,7 @@ Names that signatures use:
 | `Bound` | an int offset, an aware `datetime`, `"earliest"`, `"latest"`, or a mapping {partition: any of these} |
 | `Durability` | `"os"` or `"disk"`; None leaves it to the topic, and the topic to the store |
 | `Mode` | `"rw"` or `"r"` |
+| `Unpack[TopicSettings]` | the fields of [TopicConfig](#topicconfig), by name |
 """
 
 # (heading, module, names). The order is that in which a reader meets them.

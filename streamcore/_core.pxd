@@ -63,6 +63,7 @@ cdef extern from "streamcore.h" nogil:
     struct sc_mapping
 
     int sc_layout_new(const ArrowSchema *, const uint8_t *, int64_t, int64_t, uint32_t, sc_layout **, sc_error *)
+    void sc_layout_free(sc_layout *)
     bint sc_layout_is_plain(const sc_layout *)
 
     struct sc_topic_settings:

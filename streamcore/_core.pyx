@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: auto_pickle=False, autotestdict=False
 """The only way from Python into csrc/: thin classes that own one C object each. Policy lives in the Python modules."""
 
 cimport cython

@@ -61,6 +61,7 @@ class ArrayAppend:
         extras = _extra_columns(table, version)
         targets = _targets_of(table) if "partition" in extras else None
         rows = table.num_rows
+        table = pa.table([columns.plain_chunks(column) for column in table.columns], names=table.column_names)
         if table.num_columns and rows and rows / max(1, _chunk_count(table)) < _SMALL_CHUNK_ROWS:
             table = table.combine_chunks()
         chunks = [

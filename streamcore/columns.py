@@ -115,6 +115,7 @@ def is_arrow_like(values: Any) -> bool:
 def arrow_array(values: Any, name: str) -> pa.Array:
     """One Arrow array of anything that carries Arrow data or converts to it."""
     if isinstance(values, pa.ChunkedArray):
+        values = plain_chunks(values)
         return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
     if isinstance(values, pa.Array):
         return values
@@ -131,14 +132,56 @@ def arrow_array(values: Any, name: str) -> pa.Array:
     return arrow_array(array, name) if isinstance(array, pa.ChunkedArray) else array
 
 
+@functools.lru_cache(maxsize=1024)
+def _has_dictionaries(kind: pa.DataType) -> bool:
+    if pa.types.is_map(kind):
+        return _has_dictionaries(kind.key_type) or _has_dictionaries(kind.item_type)
+    return pa.types.is_dictionary(kind) or any(_has_dictionaries(kind.field(i).type) for i in range(kind.num_fields))
+
+
 def decode_dictionaries(array: pa.Array) -> pa.Array:
-    """Dictionary-encoded values as plain ones, at the top level."""
-    if not pa.types.is_dictionary(array.type):
+    """Dictionary-encoded values as plain ones, wherever they are in the type.
+
+    Arrow's own casts know only some types inside others, and fail on what lies below a null.
+    """
+    types, kind = pa.types, array.type
+    if not _has_dictionaries(kind):
         return array
-    if _is_view(array.type.value_type):  # Arrow has no `take` for views
-        plain = pa.large_string() if pa.types.is_string_view(array.type.value_type) else pa.large_binary()
-        return array.dictionary.cast(plain).take(array.indices)
-    return array.dictionary_decode()
+    if types.is_dictionary(kind):
+        return take(decode_dictionaries(array.dictionary), array.indices)
+    nulls = pc.is_null(array)
+    if types.is_struct(kind):
+        children = [decode_dictionaries(child) for child in array.flatten()]
+        fields = [kind.field(i).with_type(child.type) for i, child in enumerate(children)]
+        return pa.StructArray.from_arrays(children, fields=fields, mask=nulls)
+    if types.is_fixed_size_list(kind):
+        rows = np.arange(array.offset * kind.list_size, (array.offset + len(array)) * kind.list_size)
+        below_null = np.repeat(nulls.to_numpy(zero_copy_only=False), kind.list_size)
+        values = decode_dictionaries(take(array.values, pa.array(rows, mask=below_null)))
+        return pa.FixedSizeListArray.from_arrays(values, kind.list_size, mask=nulls)
+    if types.is_map(kind):
+        array = array.cast(pa.list_(_entries(kind)))
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy()
+    ends = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    rows = np.arange(ends[-1]) + np.repeat(array.offsets.to_numpy()[:-1] - ends[:-1], lengths)
+    values = decode_dictionaries(take(array.values, pa.array(rows)))
+    below_null = np.append(nulls.to_numpy(zero_copy_only=False), False)
+    offsets = pa.array(ends, pa.int64() if types.is_large_list(kind) else pa.int32(), mask=below_null)
+    if types.is_map(kind):
+        return pa.MapArray.from_arrays(offsets, *values.flatten())
+    return (pa.LargeListArray if types.is_large_list(kind) else pa.ListArray).from_arrays(offsets, values)
+
+
+def plain_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column without dictionaries: those of its chunks may differ, and Arrow cannot always make one of them."""
+    if not _has_dictionaries(column.type):
+        return column
+    return pa.chunked_array([decode_dictionaries(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]])
+
+
+def _entries(kind: pa.MapType) -> pa.StructType:
+    """What the lists are of that a map can be cast to: Arrow cannot flatten maps."""
+    return pa.struct([pa.field("key", kind.key_type), kind.item_field.with_name("value")])
 
 
 def take(array: pa.Array, rows: pa.Array) -> pa.Array:
@@ -305,8 +348,8 @@ def _check_required(array: pa.Array, kind: pa.DataType, path: str) -> None:
     if not _has_required(kind):
         return
     if pa.types.is_map(kind):
-        entries = pa.struct([pa.field("key", kind.key_type), kind.item_field.with_name("value")])
-        array, kind = array.cast(pa.list_(entries)), pa.list_(entries)
+        kind = pa.list_(_entries(kind))
+        array = array.cast(kind)
     if pa.types.is_struct(kind):
         inner = [(array.flatten()[i], kind.field(i), array.null_count) for i in range(kind.num_fields)]
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
 
 from streamcore.errors import StoreFormatError
 
@@ -59,13 +60,28 @@ class TopicConfig:
         except (TypeError, ValueError) as error:
             raise StoreFormatError(f"this version does not know a setting of topic {topic!r}: {error}") from None
 
-    def changed(self, settings: dict[str, Any]) -> TopicConfig:
+    def changed(self, settings: Mapping[str, Any]) -> TopicConfig:
         """A copy with some settings replaced; TypeError for a name that is no setting."""
         known = [field.name for field in dataclasses.fields(self)]
         for name in settings:
             if name not in known:
                 raise TypeError(f"{name!r} is no setting of a topic; there are {', '.join(known)}")
         return dataclasses.replace(self, **settings)
+
+
+class TopicSettings(TypedDict, total=False):
+    """The fields of TopicConfig as keyword arguments: what `create_topic` and `alter` take."""
+
+    retention_ms: int | None
+    retention_bytes: int | None
+    cleanup: Literal["delete", "compact", "compact,delete"]
+    compression: Literal["none", "lz4", "zstd"]
+    timestamp_type: Literal["create", "append"]
+    segment_bytes: int
+    segment_ms: int | None
+    max_record_bytes: int
+    durability: Literal["os", "disk"] | None
+    producer_expiry_ms: int
 
 
 def check_durability(durability: Any) -> str:

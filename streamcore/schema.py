@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from streamcore import _core
+
 FORMAT_VERSION = 1
 DEPTH_MAX = 32
 _MESSAGE_ALIGNMENT = 64
@@ -38,7 +40,10 @@ class SchemaVersion:
 
 
 def make_version(topic_id: str, number: int, user: pa.Schema | None) -> SchemaVersion:
-    """The schema of a topic's files. `user` was checked by `checked_user_schema`."""
+    """The schema of a topic's files. `user` was checked by `checked_user_schema`.
+
+    Raises ValueError when it has too many fields: before anything of a topic is made that could not be used.
+    """
     value = pa.binary() if user is None else pa.struct(list(user))
     fields = [
         pa.field("offset", pa.int64(), nullable=False),
@@ -50,6 +55,7 @@ def make_version(topic_id: str, number: int, user: pa.Schema | None) -> SchemaVe
     file = pa.schema(fields)
     own = {} if user is None else user.metadata or {}
     message, digits_at = _segment_message(file, own, topic_id, number)
+    _core.check_schema(file.__arrow_c_schema__(), message, digits_at)
     return SchemaVersion(number, user, file, message, digits_at)
 
 

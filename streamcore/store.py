@@ -17,14 +17,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
 
 import pyarrow as pa
 import xxhash
 
 from streamcore import schema as schemas
 from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
-from streamcore.config import TopicConfig, check_durability, check_partitions, check_topic_name
+from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions, check_topic_name
 from streamcore.errors import (
     CorruptionError,
     StorageError,
@@ -107,7 +107,9 @@ class Store:
 
     # ---- topics ----
 
-    def create_topic(self, name: str, partitions: int = 1, schema: Any = None, **settings: Any) -> Topic:
+    def create_topic(
+        self, name: str, partitions: int = 1, schema: Any = None, **settings: Unpack[TopicSettings]
+    ) -> Topic:
         """Makes a topic. With `schema` (anything with `__arrow_c_schema__`) it is typed.
 
         settings: retention_ms, retention_bytes, cleanup, compression, timestamp_type, segment_bytes, segment_ms,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from streamcore import _core, columns
 from streamcore import schema as schemas
 from streamcore.append import ArrayAppend, Producer, append_arrays
 from streamcore.catalog import TopicRow
-from streamcore.config import TopicConfig, check_durability, check_partitions
+from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions
 from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
 from streamcore.scan import Bound, Scan, plan_legs
 
@@ -386,7 +386,7 @@ class Topic:
 
     # ---- settings ----
 
-    def alter(self, schema: Any = None, **settings: Any) -> None:
+    def alter(self, schema: Any = None, **settings: Unpack[TopicSettings]) -> None:
         """Changes settings, or gives a typed topic a wider schema: one with more nullable fields.
 
         Both hold from the next append on, in every process.

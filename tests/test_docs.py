@@ -162,18 +162,23 @@ def test_the_code_of_a_page_runs_and_shows_what_it_says(
             pytest.skip(f"{name_of(page)} needs {error.name}")
 
 
-# ---- the example of the file format ----
+# ---- the examples of the file format ----
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    """docs/examples/read_segment.py as a module."""
-    spec = importlib.util.spec_from_file_location("read_segment", ROOT / "docs" / "examples" / "read_segment.py")
+def module_of(name: str) -> ModuleType:
+    """A program of docs/examples as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The reader."""
+    return module_of("read_segment")
 
 
 @pytest.fixture
@@ -249,6 +254,54 @@ def test_the_example_reader_refuses_what_it_does_not_know(example: ModuleType, t
         for topic, why in ((packed, "compressed"), (typed, "not a plain topic")):
             with pytest.raises(example.FormatError, match=why):
                 list(example.read_partition(folder_of(topic)))
+
+
+APPENDED: list[list[bytes | None]] = [[b"one", None, b"", b"\0" * 100], [b"x" * 70_000], [None] * 9, [b"last"]]
+
+
+def test_the_library_goes_on_behind_what_the_example_writer_appended(tmp_path: Path, example: ModuleType) -> None:
+    writer = module_of("append_records")
+    with sc.open(tmp_path / "store") as store:
+        store.create_topic("clicks", partitions=3).append([b"first", None], keys=[b"k", None], partition=1)
+    wanted = {1: [b"first", None], 2: []}
+    for values in APPENDED:
+        for partition, known in wanted.items():
+            first = len(known)
+            known += values
+            assert writer.append(tmp_path / "store", "clicks", partition, values) == (first, len(known))
+    for mode in ("r", "rw"):
+        with sc.open(tmp_path / "store", mode=mode) as store:
+            topic = store.topic("clicks")
+            assert {p: [record.value for record in topic.scan(p)] for p in wanted} == wanted
+            assert {p: topic.scan(p).to_arrow()["value"].to_pylist() for p in wanted} == wanted
+            assert store.verify() == []
+    with sc.open(tmp_path / "store") as store:
+        topic = store.topic("clicks")
+        for partition, known in wanted.items():
+            assert topic.append([b"ours"], partition=partition) == [sc.Span(partition, len(known), len(known) + 1)]
+            path = Path(next(s.path for s in topic.segments() if s.partition == partition))
+            assert [row.value for row in example.read_segment(path)] == [*known, b"ours"]
+            with path.open("rb") as file:
+                assert pa.ipc.open_stream(file).read_all()["value"].to_pylist() == [*known, b"ours"]
+        with pytest.raises(OSError, match="(?i)resource temporarily unavailable"):
+            writer.append(tmp_path / "store", "clicks", 1, [b"the store is open"])
+
+
+def test_the_example_writer_makes_the_bytes_that_the_library_makes(tmp_path: Path) -> None:
+    writer = module_of("append_records")
+    with sc.open(tmp_path / "store") as store:
+        topic = store.create_topic("clicks")
+        for number, values in enumerate(APPENDED):
+            topic.append(values, timestamps=number, durability="disk")
+        data = Path(topic.segments()[0].path).read_bytes()
+    position, offset = 768, 0
+    for number, values in enumerate(APPENDED):
+        batch = writer.make_batch(values, offset, number, offset, 1)
+        if data[position : position + len(batch)] != batch:  # a batch without records fills the file before it grows
+            position += int.from_bytes(data[position + 576 + 16 : position + 576 + 24], "little")
+        assert data[position : position + len(batch)] == batch
+        position += len(batch)
+        offset += len(values)
 
 
 # ---- pages that are written by scripts ----

@@ -108,7 +108,9 @@ def crc32c(const uint8_t[::1] data, uint32_t crc=0):
     """CRC32C of bytes, or of more bytes behind those that `crc` covers."""
     if data.shape[0] == 0:
         return crc
-    return sc_crc32c(crc, &data[0], data.shape[0])
+    with nogil:
+        crc = sc_crc32c(crc, &data[0], data.shape[0])
+    return crc
 
 
 def partitions_of_keys(array, int32_t[::1] out, uint32_t partitions, int32_t without_key):

@@ -76,6 +76,7 @@ cdef extern from *:
     int add_members(object type, PyMemberDef *members, const Py_ssize_t *places, int count) except -1
 
 
+@cython.final
 @cython.freelist(64)
 cdef class Record:
     """One record of a topic. Immutable; equal when all fields are equal.

@@ -173,7 +173,9 @@ cdef class Scan:
         cdef ArrowArray *array = <ArrowArray *>PyMem_RawCalloc(1, sizeof(ArrowArray))
         if array == NULL:
             raise MemoryError()
-        cdef int code = sc_batch_export(&self.batch, columns.items, columns.count, &self.bytes_exported, array, &error)
+        cdef int code
+        with nogil:
+            code = sc_batch_export(&self.batch, columns.items, columns.count, &self.bytes_exported, array, &error)
         if code != SC_OK:
             PyMem_RawFree(array)
             raise error_of(&error)

@@ -32,6 +32,15 @@ cdef int on_progress(void *context, int64_t size) noexcept with gil:
         return 1
 
 
+def check_schema(schema_capsule, const uint8_t[::1] message, int64_t partition_digits_at):
+    """Raises ValueError for a schema of a topic's files that the core cannot store: a field's type, or their number."""
+    cdef sc_error error
+    cdef sc_layout *layout
+    cdef const ArrowSchema *schema = <const ArrowSchema *>PyCapsule_GetPointer(schema_capsule, "arrow_schema")
+    check(sc_layout_new(schema, &message[0], message.shape[0], partition_digits_at, 1, &layout, &error), &error)
+    sc_layout_free(layout)
+
+
 cdef class Topic:
     """A topic's folder, opened. Settings are (segment_bytes, segment_ms, max_record_bytes, generation, partitions,
     producer_expiry_ms)."""
