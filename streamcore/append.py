@@ -142,7 +142,7 @@ def _longest(array: pa.Array | None) -> int:
     kind = array.type
     if pa.types.is_nested(kind):
         if pa.types.is_map(kind):  # which Arrow cannot flatten
-            array = array.cast(pa.list_(pa.struct([pa.field("key", kind.key_type), pa.field("value", kind.item_type)])))
+            array = columns.map_as_list(array)
         parts = array.flatten() if pa.types.is_struct(kind) else [array.flatten()]
         return max((_longest(part) for part in parts), default=0)
     if pa.types.is_binary_view(kind) or pa.types.is_string_view(kind):

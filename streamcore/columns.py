@@ -160,7 +160,7 @@ def decode_dictionaries(array: pa.Array) -> pa.Array:
         values = decode_dictionaries(take(array.values, pa.array(rows, mask=below_null)))
         return pa.FixedSizeListArray.from_arrays(values, kind.list_size, mask=nulls)
     if types.is_map(kind):
-        array = array.cast(pa.list_(_entries(kind)))
+        array = map_as_list(array)
     lengths = pc.list_value_length(array).fill_null(0).to_numpy()
     ends = np.append(0, np.cumsum(lengths, dtype=np.int64))
     rows = np.arange(ends[-1]) + np.repeat(array.offsets.to_numpy()[:-1] - ends[:-1], lengths)
@@ -179,8 +179,16 @@ def plain_chunks(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([decode_dictionaries(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]])
 
 
+def map_as_list(array: pa.MapArray) -> pa.ListArray:
+    """Maps as lists of entries: Arrow flattens no maps, and its cast of some slices to lists aborts the process."""
+    if len(array) == 0:
+        return pa.ListArray.from_arrays(pa.array([0], pa.int32()), array.values.slice(0, 0))
+    offsets = pa.array(array.offsets.to_numpy())  # a copy: with nulls they must not be a slice
+    return pa.ListArray.from_arrays(offsets, array.values, mask=array.is_null())
+
+
 def _entries(kind: pa.MapType) -> pa.StructType:
-    """What the lists are of that a map can be cast to: Arrow cannot flatten maps."""
+    """What the lists of entries are of."""
     return pa.struct([pa.field("key", kind.key_type), kind.item_field.with_name("value")])
 
 
@@ -349,7 +357,7 @@ def _check_required(array: pa.Array, kind: pa.DataType, path: str) -> None:
         return
     if pa.types.is_map(kind):
         kind = pa.list_(_entries(kind))
-        array = array.cast(kind)
+        array = map_as_list(array)
     if pa.types.is_struct(kind):
         inner = [(array.flatten()[i], kind.field(i), array.null_count) for i in range(kind.num_fields)]
     else:

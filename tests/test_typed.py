@@ -787,6 +787,18 @@ def test_typed_columns_go_to_polars_pandas_and_duckdb(store: sc.Store) -> None:
     assert whole.to_polars().height == 101
 
 
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_slices_of_maps_of_fixed_lists_are_taken(store: sc.Store, compression: str) -> None:
+    """Arrow's own cast of such a slice to lists ends the process."""
+    kind = pa.list_(pa.map_(pa.string(), pa.list_(pa.null(), 2)), 2)
+    topic = store.create_topic("maps", partitions=2, schema=pa.schema([("m", kind)]), compression=compression)
+    rows: list[Any] = [[None, [("k", [None, None])]]] * 4 + [None, [[], [("a", None), ("b", [None, None])]]]
+    for start in range(len(rows)):
+        topic.append_table(pa.table({"m": pa.array(rows, kind).slice(start, 2)}), partition=0)
+    wanted = [row for start in range(len(rows)) for row in rows[start : start + 2]]
+    assert [record.value for record in topic.scan()] == [{"m": row} for row in wanted]
+
+
 # ---- any schema, any data ---------------------------------------------------------------------------------------
 
 LEAVES: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
