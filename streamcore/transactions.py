@@ -4,7 +4,8 @@ A transactional id has a row in the catalog: producer id, epoch, whether a trans
 which order, so that a crash at any point leaves all or nothing:
 
 1. Begin: the epoch is counted up, in the catalog. From then on the one before is fenced: it can claim no partition and
-   decide nothing. What it had open is aborted, by markers that keep its epoch out of the partitions that it had claimed.
+   decide nothing. What it had open is aborted, by markers that keep its epoch out of the partitions that it had
+   claimed.
 2. Append: partitions are claimed in the catalog before the first record goes there. Batches carry id and epoch.
 3. Commit: with durability "disk" the records are flushed. Then the decision is written to the catalog, together with
    the consumer offsets: the moment of truth. Then a marker goes to each partition, and committed readers see all.
