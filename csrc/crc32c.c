@@ -16,8 +16,13 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define CRC_TARGET __attribute__((target("sse4.2")))
-#define FOLD_TARGET __attribute__((target("avx512f,vpclmulqdq,pclmul,sse4.2")))
+#if defined(__clang__) && __clang_major__ >= 14 /* the instruction is a feature of its own, which `zig cc` has off */
+#define CRC_FEATURES "sse4.2,crc32"
+#else
+#define CRC_FEATURES "sse4.2"
+#endif
+#define CRC_TARGET __attribute__((target(CRC_FEATURES)))
+#define FOLD_TARGET __attribute__((target("avx512f,vpclmulqdq,pclmul," CRC_FEATURES)))
 #define CRC_U64(crc, value) ((uint32_t)_mm_crc32_u64((crc), (value)))
 #define CRC_U8(crc, value) _mm_crc32_u8((crc), (value))
 #elif defined(__aarch64__)

@@ -116,11 +116,13 @@ def test_polars_reads_a_segment(case: tuple[Path, pa.Table]) -> None:
     assert frame.columns == wanted.column_names
     assert frame["offset"].to_list() == wanted["offset"].to_pylist()
     assert frame["key"].to_list() == wanted["key"].to_pylist()
+    assert frame["headers"].to_list() == wanted["headers"].to_pylist()
     if pa.types.is_binary(wanted.schema.field("value").type):
         assert frame["value"].to_list() == wanted["value"].to_pylist()
     else:
         fields = frame["value"].struct.unnest()
-        assert fields["n"].to_list() == [None if v is None else v["n"] for v in wanted["value"].to_pylist()]
+        for name in TYPED.names:
+            assert fields[name].to_list() == [None if v is None else v[name] for v in wanted["value"].to_pylist()]
 
 
 def test_nanoarrow_reads_a_segment(case: tuple[Path, pa.Table]) -> None:
@@ -135,8 +137,14 @@ def test_nanoarrow_reads_a_segment(case: tuple[Path, pa.Table]) -> None:
                 pytest.skip(f"this nanoarrow does not read compressed buffers: {error}")
             raise
     assert len(array) == wanted.num_rows
-    found = [row["offset"] for row in array.to_pylist()] if wanted.schema.field("value").type == pa.binary() else None
-    assert found is None or found == wanted["offset"].to_pylist()
+    assert array.child(0).to_pylist() == wanted["offset"].to_pylist()
+    assert array.child(2).to_pylist() == wanted["key"].to_pylist()
+    if wanted.schema.field("value").type == pa.binary():
+        assert array.child(3).to_pylist() == wanted["value"].to_pylist()
+    else:
+        numbers = [None if v is None else v["n"] for v in wanted["value"].to_pylist()]
+        found = zip(array.child(3).child(0).to_pylist(), numbers, strict=True)
+        assert all(one == number for one, number in found if number is not None)
 
 
 def test_duckdb_queries_a_segment_through_an_arrow_reader(case: tuple[Path, pa.Table]) -> None:
