@@ -4,7 +4,7 @@ A transactional id has a row in the catalog: producer id, epoch, whether a trans
 which order, so that a crash at any point leaves all or nothing:
 
 1. Begin: the epoch is counted up, in the catalog. From then on the one before is fenced: it can claim no partition and
-   decide nothing. What it had open is aborted, by markers that keep its epoch out of the partitions that it had claimed.
+   decide nothing. What it had open is aborted, by markers that keep its epoch out of the partitions that it claimed.
 2. Append: partitions are claimed in the catalog before the first record goes there. Batches carry id and epoch.
 3. Commit: with durability "disk" the records are flushed. Then the decision is written to the catalog, together with
    the consumer offsets: the moment of truth. Then a marker goes to each partition, and committed readers see all.
@@ -21,6 +21,7 @@ producer id, so an epoch that was lost is never used twice.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -296,6 +297,14 @@ class Coordinator:
             self._check(connection, name, producer_id, epoch)
             connection.execute("update transactional_ids set open = 0 where name = ?", (name,))
 
+    def flush(self, places: Iterable[Place]) -> None:
+        """Returns when all that was appended there is on the drive. Deleted topics have nothing to flush."""
+        for topic_id, partition in places:
+            topic = self._store.topic_by_id(topic_id)
+            with contextlib.suppress(TopicNotFoundError):
+                if topic is not None:
+                    topic.flush_partition(partition)
+
     def remember(self, name: str, epoch: int, claimed: set[Place], used: set[Place]) -> None:
         """The next transaction with the id claims at its beginning what this one used: one write less."""
         with self._lock:
@@ -389,13 +398,7 @@ class Coordinator:
     def _finish_decision(self, decision: _Decision) -> None:
         """Of a process that may be gone: nobody knows which of its markers are durable."""
         self._mark(decision.places, decision.producer_id, decision.epoch, commit=True)
-        for topic_id, partition in decision.places:
-            topic = self._store.topic_by_id(topic_id)
-            try:
-                if topic is not None:
-                    topic.flush_partition(partition)
-            except TopicNotFoundError:
-                continue
+        self.flush(decision.places)
         with self._store.catalog.changing(durable=False) as connection:
             _delete_decisions(connection, [decision[:2]])
 
@@ -634,11 +637,7 @@ class Transaction:
         self._check_open()
         try:
             if self._durable:
-                for topic_id, partition in self._writer.sequences:
-                    topic = self._store.topic_by_id(topic_id)
-                    if topic is None:
-                        raise TopicNotFoundError("a topic of the transaction was deleted")
-                    topic.flush_partition(partition)
+                self._coordinator.flush(self._writer.sequences)
             self._end(commit=True)
         except FencedError:
             if not self._is_ours():
