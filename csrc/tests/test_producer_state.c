@@ -342,6 +342,8 @@ static void test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over(void)
     sc_producer_state *state = sc_producer_state_new();
     CHECK_OK(add(state, 77, 2, 100, 0, 5, false), error);
     CHECK_OK(add(state, 78, 0, 0, 5, 5, true), error);
+    CHECK_OK(add(state, 79, 5, 0, 5, 5, false), error);
+    state->entries[0].seen_ms = sc_os.now_ms(); /* that of 79 is long over */
     sc_layout *layout = plain_layout(1);
     int64_t size = sc_producers_batch_size(layout, state), first;
     uint8_t *message = malloc((size_t)size);
@@ -357,7 +359,8 @@ static void test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over(void)
     CHECK_OK(produce(topic, (sc_producer){77, 2, 100}, false, 5, 5, &first), error);
     CHECK_EQ(first, 0);
     CHECK_EQ(finish(topic, 78, 0, true), 10);
-    CHECK_EQ(info_of(topic).stable_offset, 11);
+    CHECK_OK(produce(topic, (sc_producer){79, 0, 7}, false, 1, 1, &first), error);
+    CHECK_EQ(info_of(topic).stable_offset, 12);
     check_records(topic, 0, 0, 10);
     topic_close(topic);
     free(message);
