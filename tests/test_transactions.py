@@ -626,6 +626,22 @@ def test_a_power_loss_that_took_the_catalogs_last_changes_leaves_nothing_open(
         assert all_values(store) == ([b"0", b"1", b"2"], [b"0", b"0", b"1", b"2"])
 
 
+def test_an_interruption_behind_the_decision_leaves_it_committed(
+    store: sc.Store, topic: sc.Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sc.Topic, "end_transaction", interrupted)
+        with pytest.raises(KeyboardInterrupt), store.transaction("etl") as transaction:
+            transaction.append(topic, [b"1"])
+    assert transaction.state == "committed"
+    with store.transaction("etl") as transaction:
+        transaction.append(topic, [b"2"])
+    assert values_of(topic) == [b"1", b"2"]
+
+
 def test_a_decision_is_kept_until_its_markers_are_durable(store: sc.Store, topic: sc.Topic) -> None:
     def decisions() -> int:
         with store.catalog.reading() as connection:

@@ -156,35 +156,34 @@ def copy_and_die(channel: Channel, *, store_path: str, point: int, durability: s
 
 def mark_before_deciding() -> None:
     """The markers first: a death before the decision leaves some of them."""
-    real, mark = Coordinator.commit, Coordinator._mark
+    real = Coordinator.decide
 
-    def commit(
+    def decide(
         self: Coordinator, name: str, producer_id: int, epoch: int, places: Any, *rest: Any, **more: Any
     ) -> None:
-        mark(self, sorted(places), producer_id, epoch, commit=True)
+        self.mark_committed(name, producer_id, epoch, places)
         real(self, name, producer_id, epoch, places, *rest, **more)
 
-    Coordinator.commit = commit  # type: ignore[method-assign]
+    Coordinator.decide = decide  # type: ignore[method-assign]
 
 
 def decide_without_a_record() -> None:
     """The offsets are committed, but nobody else learns that the records are."""
-    real = Coordinator.commit
+    real = Coordinator.decide
 
-    def commit(
+    def decide(
         self: Coordinator, name: str, producer_id: int, epoch: int, places: Any, *rest: Any, **more: Any
     ) -> None:
         real(self, name, producer_id, epoch, set(), *rest, **more)
-        self._mark(sorted(places), producer_id, epoch, commit=True)
 
-    Coordinator.commit = commit  # type: ignore[method-assign]
+    Coordinator.decide = decide  # type: ignore[method-assign]
 
 
 def commit_offsets_apart() -> None:
     """The offsets in a change of the catalog of their own."""
-    real = Coordinator.commit
+    real = Coordinator.decide
 
-    def commit(
+    def decide(
         self: Coordinator, name: str, producer_id: int, epoch: int, places: Any, offsets: Any, **more: Any
     ) -> None:
         real(self, name, producer_id, epoch, places, [], **more)
@@ -192,7 +191,7 @@ def commit_offsets_apart() -> None:
             for source, given in offsets:
                 source.apply_offsets(connection, given)
 
-    Coordinator.commit = commit  # type: ignore[method-assign]
+    Coordinator.decide = decide  # type: ignore[method-assign]
 
 
 BUGS: dict[str, Callable[[], None]] = {
