@@ -155,6 +155,39 @@ void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, b
         (void)sc_os.unlink(temporary);
 }
 
+/* ---- batches of producer state --------------------------------------------------------------------------------- */
+
+int64_t sc_producers_batch_size(const sc_layout *layout, const sc_producer_state *state)
+{
+    return sc_encoding_empty_size(layout) + sc_align(sc_producer_state_encoded_size(state));
+}
+
+int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *state, const sc_placement *placement,
+                             uint8_t *at, sc_error *error)
+{
+    int64_t size = sc_producers_batch_size(layout, state);
+    sc_encoding encoding = {0};
+    sc_header header;
+    sc_placement control = *placement;
+    control.flags |= SC_FLAG_CONTROL;
+    control.control = SC_CONTROL_PRODUCERS;
+    int code = sc_encoding_plan_empty(&encoding, layout, size, error);
+    if (code != SC_OK)
+        return code;
+    memset(at, 0, (size_t)size);
+    sc_encoding_write(&encoding, at, &control);
+    uint8_t *header_at = at + SC_OPENING_SIZE + encoding.metadata_size;
+    sc_producer_state_encode(state, header_at + SC_HEADER_SIZE + SC_ALIGNMENT);
+    memcpy(&header, header_at, sizeof header);
+    header.body_crc = sc_batch_checksum(at, &header);
+    sc_header_seal(&header);
+    memcpy(header_at, &header, sizeof header);
+    uint64_t opening = sc_encoding_opening(&encoding);
+    memcpy(at, &opening, sizeof opening);
+    sc_encoding_free(&encoding);
+    return SC_OK;
+}
+
 /* ---- the log -------------------------------------------------------------------------------------------------- */
 
 struct snapshot_search {

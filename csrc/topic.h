@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "counters.h"
+#include "encode.h"
 #include "producer_state.h"
 #include "segment.h"
 #include "state.h"
@@ -112,6 +113,12 @@ int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error
 /* Saves the producer state, if there is much to save, or with `now` if there is anything: a hint. The caller holds the
  * partition's lock. */
 void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, bool now);
+
+/* For who rewrites segments: the size of a SC_CONTROL_PRODUCERS batch with this state, and the whole message, opening
+ * included, written to `at`. `placement` says its offsets; it should carry the unstable count that the last header had. */
+int64_t sc_producers_batch_size(const sc_layout *layout, const sc_producer_state *state);
+int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *state, const sc_placement *placement,
+                             uint8_t *at, sc_error *error);
 
 /* ---- flush.c ---- */
 

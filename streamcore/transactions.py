@@ -21,6 +21,7 @@ producer id, so an epoch that was lost is never used twice.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -159,22 +160,32 @@ class Coordinator:
     def begin(self, name: str, timeout_ms: int) -> tuple[int, int, set[Place]]:
         """Fences whoever had the id; returns producer id, epoch and the places that are claimed already."""
         while True:
-            old, decisions = self._read(name)
-            for decision in decisions:
-                self._finish_decision(decision)
+            old = self._row(name)
+            if not self._is_last_ours(name, old):
+                self._finish_others(name)
             if old is not None and old.open:
                 return self._take_over(old, timeout_ms)
             begun = self._begin_idle(name, old, timeout_ms)
             if begun is not None:
                 return begun
 
-    def _read(self, name: str) -> tuple[_Row | None, list[_Decision]]:
-        """What the catalog has of an id, and its decisions that are not ours."""
+    def _row(self, name: str) -> _Row | None:
         with self._store.catalog.reading() as connection:
             row = connection.execute("select * from transactional_ids where name = ?", (name,)).fetchone()
+        return None if row is None else _Row(*row)
+
+    def _is_last_ours(self, name: str, row: _Row | None) -> bool:
+        """Whether the last transaction with the id was one of this process, which has written its markers."""
+        with self._lock:
+            known = self._known.get(name)
+        return row is not None and known is not None and known.epoch == row.epoch and not row.open
+
+    def _finish_others(self, name: str) -> None:
+        with self._store.catalog.reading() as connection:
             decided = connection.execute("select * from transaction_decisions where name = ?", (name,)).fetchall()
-        others = [_decision_of(found) for found in decided if found[:2] not in self._marked]
-        return None if row is None else _Row(*row), others
+        for found in decided:
+            if found[:2] not in self._marked:
+                self._finish_decision(_decision_of(found))
 
     def _begin_idle(self, name: str, old: _Row | None, timeout_ms: int) -> tuple[int, int, set[Place]] | None:
         """None: somebody was faster."""
@@ -215,8 +226,7 @@ class Coordinator:
         if row.open:
             self._mark(places, row.producer_id, fence, commit=False, fence=True)
         else:  # it was decided meanwhile
-            for decision in self._read(old.name)[1]:
-                self._finish_decision(decision)
+            self._finish_others(old.name)
         if same_boot and fence <= _EPOCH_MAX:
             return row.producer_id, fence, set(places)
         with self._store.catalog.changing() as connection:  # a new producer id, as after every loss of power
@@ -257,7 +267,7 @@ class Coordinator:
 
     # ---- ending ----
 
-    def commit(
+    def decide(
         self,
         name: str,
         producer_id: int,
@@ -267,8 +277,7 @@ class Coordinator:
         *,
         durable: bool,
     ) -> None:
-        """Decides, then writes the markers. Raises FencedError or what `apply_offsets` raises: nothing is decided."""
-        decision = _Decision(producer_id, epoch, name, sorted(places))
+        """Commits, in the catalog. Raises FencedError or what `apply_offsets` raises: then nothing is decided."""
         with self._store.catalog.changing(durable=durable) as connection:
             self._check(connection, name, producer_id, epoch)
             for source, given in offsets:
@@ -277,16 +286,20 @@ class Coordinator:
             if places:
                 connection.execute(
                     "insert into transaction_decisions values (?, ?, ?, ?)",
-                    (producer_id, epoch, name, json.dumps(decision.places)),
+                    (producer_id, epoch, name, json.dumps(sorted(places))),
                 )
+
+    def mark_committed(self, name: str, producer_id: int, epoch: int, places: set[Place]) -> bool:
+        """Writes the markers of what was decided. False: some could not be written now, and will be by `finish`."""
         try:
-            markers = self._mark(decision.places, producer_id, epoch, commit=True)
-        except StreamcoreError as error:
-            _log.warning("transaction %r is committed, its markers are not written yet: %s", name, error)
-            return
+            markers = self._mark(sorted(places), producer_id, epoch, commit=True)
+        except (StreamcoreError, OSError) as error:
+            _log.warning("transaction %r is committed, but cannot be seen everywhere yet: %s", name, error)
+            return False
         if places:
             with self._lock:
                 self._marked[(producer_id, epoch)] = markers
+        return True
 
     def abort(self, name: str, producer_id: int, epoch: int, places: set[Place]) -> None:
         """Writes the markers, then notes that it is over. Raises FencedError."""
@@ -296,6 +309,14 @@ class Coordinator:
             self._check(connection, name, producer_id, epoch)
             connection.execute("update transactional_ids set open = 0 where name = ?", (name,))
 
+    def flush(self, places: Iterable[Place]) -> None:
+        """Returns when all that was appended there is on the drive. Deleted topics have nothing to flush."""
+        for topic_id, partition in places:
+            topic = self._store.topic_by_id(topic_id)
+            with contextlib.suppress(TopicNotFoundError):
+                if topic is not None:
+                    topic.flush_partition(partition)
+
     def remember(self, name: str, epoch: int, claimed: set[Place], used: set[Place]) -> None:
         """The next transaction with the id claims at its beginning what this one used: one write less."""
         with self._lock:
@@ -304,18 +325,22 @@ class Coordinator:
     def _mark(
         self, places: Iterable[Place], producer_id: int, epoch: int, *, commit: bool, fence: bool = False
     ) -> list[tuple[Place, int]]:
-        """Writes a marker to each place where the transaction is open; deleted topics need none."""
+        """Writes a marker to each place where the transaction is open; deleted topics need none. Raises the first error."""
         written = []
+        failure: StreamcoreError | OSError | None = None
         for topic_id, partition in places:
-            topic = self._store.topic_by_id(topic_id)
-            if topic is None:
-                continue
             try:
-                offset = topic.end_transaction(partition, producer_id, epoch, commit=commit, fence=fence)
+                topic = self._store.topic_by_id(topic_id)
+                if topic is not None:
+                    offset = topic.end_transaction(partition, producer_id, epoch, commit=commit, fence=fence)
+                    if offset is not None:
+                        written.append(((topic_id, partition), offset))
             except TopicNotFoundError:
                 continue
-            if offset is not None:
-                written.append(((topic_id, partition), offset))
+            except (StreamcoreError, OSError) as error:  # the others need not wait for this one
+                failure = failure or error
+        if failure is not None:
+            raise failure
         return written
 
     # ---- decisions that need no remembering any more ----
@@ -389,13 +414,7 @@ class Coordinator:
     def _finish_decision(self, decision: _Decision) -> None:
         """Of a process that may be gone: nobody knows which of its markers are durable."""
         self._mark(decision.places, decision.producer_id, decision.epoch, commit=True)
-        for topic_id, partition in decision.places:
-            topic = self._store.topic_by_id(topic_id)
-            try:
-                if topic is not None:
-                    topic.flush_partition(partition)
-            except TopicNotFoundError:
-                continue
+        self.flush(decision.places)
         with self._store.catalog.changing(durable=False) as connection:
             _delete_decisions(connection, [decision[:2]])
 
@@ -634,11 +653,7 @@ class Transaction:
         self._check_open()
         try:
             if self._durable:
-                for topic_id, partition in self._writer.sequences:
-                    topic = self._store.topic_by_id(topic_id)
-                    if topic is None:
-                        raise TopicNotFoundError("a topic of the transaction was deleted")
-                    topic.flush_partition(partition)
+                self._coordinator.flush(self._writer.sequences)
             self._end(commit=True)
         except FencedError:
             if not self._is_ours():
@@ -647,7 +662,8 @@ class Transaction:
             self._fail()  # the group has fenced the consumer, not us
             raise
         except BaseException:
-            self._fail()
+            if self._state == "open":
+                self._fail()
             raise
 
     def abort(self) -> None:
@@ -658,21 +674,22 @@ class Transaction:
         self._end(commit=False)
 
     def _end(self, *, commit: bool) -> None:
-        writer = self._writer
+        writer, coordinator = self._writer, self._coordinator
+        mine = self._id, writer.producer_id, writer.epoch
         places = set(writer.sequences)
         try:
             if commit:
-                self._coordinator.commit(
-                    self._id, writer.producer_id, writer.epoch, places, self._offsets, durable=self._durable
-                )
+                coordinator.decide(*mine, places, self._offsets, durable=self._durable)
+                self._state = "committed"
             else:  # also where an append failed, and may have been made
-                self._coordinator.abort(self._id, writer.producer_id, writer.epoch, writer.claimed)
+                coordinator.abort(*mine, writer.claimed)
+                self._state = "aborted"
         except FencedError:
             if not self._is_ours():
                 self._state = "fenced"
             raise
-        self._state = "committed" if commit else "aborted"
-        self._coordinator.remember(self._id, writer.epoch, writer.claimed, places)
+        if not commit or coordinator.mark_committed(*mine, places):
+            coordinator.remember(self._id, writer.epoch, writer.claimed, places)
 
     def _is_ours(self) -> bool:
         try:

@@ -333,6 +333,117 @@ static void test_bad_producers_are_refused(void)
     folder_remove(path);
 }
 
+static void test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    append_records(topic, 0, 0, 10);
+    topic_close(topic);
+    sc_producer_state *state = sc_producer_state_new();
+    CHECK_OK(add(state, 77, 2, 100, 0, 5, false), error);
+    CHECK_OK(add(state, 78, 0, 0, 5, 5, true), error);
+    CHECK_OK(add(state, 79, 5, 0, 5, 5, false), error);
+    state->entries[0].seen_ms = sc_os.now_ms(); /* that of 79 is long over */
+    sc_layout *layout = plain_layout(1);
+    int64_t size = sc_producers_batch_size(layout, state), first;
+    uint8_t *message = malloc((size_t)size);
+    sc_placement placement = {.base_offset = 10, .durable_offset = 10, .unstable_count = 5};
+    CHECK_OK(sc_producers_batch_write(layout, state, &placement, message, &error), error);
+    segment_file(file, path, 0, 0);
+    file_write_at(file, message, size, found_end(file));
+    topic = topic_open(path, true);
+    CHECK_EQ(info_of(topic).end_offset, 10);
+    CHECK_EQ(info_of(topic).stable_offset, 5);
+    CHECK_EQ(produce(topic, (sc_producer){77, 1, 0}, false, 5, 5, &first), SC_FENCED);
+    CHECK_EQ(produce(topic, (sc_producer){77, 2, 106}, false, 5, 5, &first), SC_SEQUENCE);
+    CHECK_OK(produce(topic, (sc_producer){77, 2, 100}, false, 5, 5, &first), error);
+    CHECK_EQ(first, 0);
+    CHECK_EQ(finish(topic, 78, 0, true), 10);
+    CHECK_OK(produce(topic, (sc_producer){79, 0, 7}, false, 1, 1, &first), error);
+    CHECK_EQ(info_of(topic).stable_offset, 12);
+    check_records(topic, 0, 0, 10);
+    topic_close(topic);
+    free(message);
+    sc_layout_free(layout);
+    sc_producer_state_free(state);
+    folder_remove(path);
+}
+
+static void test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_offset(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t first, count;
+    append_records(topic, 0, 0, 5);
+    CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 5, 5, &first), error);
+    append_records(topic, 0, 10, 3);
+    sc_range range = {0, 0, 13};
+    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
+                               .limit = -1, .committed = true};
+    sc_scan *found;
+    CHECK_OK(sc_scan_open(topic, &options, &found, &error), error);
+    CHECK_OK(sc_scan_count(found, &count, &error), error);
+    CHECK_EQ(count, 8);
+    sc_scan_free(found);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void test_a_sealed_segment_gets_its_list_of_aborted_transactions_when_it_is_flushed(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, 16 << 10);
+    int64_t first;
+    uint8_t seen[256] = {0};
+    for (int i = 0; i < 12; i++) {
+        CHECK_OK(produce(topic, (sc_producer){1, (int16_t)i, 0}, true, 20, 20, &first), error);
+        finish(topic, 1, (int16_t)i, i % 2 == 0);
+    }
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    snprintf(file, sizeof file, "%s/0/%020d.aborted", path, 0);
+    CHECK(file_exists(file));
+    int64_t size = file_size(file);
+    for (int64_t at = 0; at < size; at++) { /* damaged, it is not believed */
+        file_flip(file, at);
+        topic_close(topic);
+        topic = topic_open_with(path, false, 16 << 10);
+        CHECK_EQ(scan(topic, true, seen), 120);
+        topic_close(topic);
+        file_flip(file, at);
+        topic = topic_open_with(path, false, 16 << 10);
+    }
+    CHECK_EQ(scan(topic, true, seen), 120);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+/* A segment whose first append never came: what the last header says lies in the segment before. */
+static void test_an_empty_last_segment_does_not_hide_an_open_transaction(void)
+{
+    for (int flushed = 0; flushed < 2; flushed++) {
+        folder_make(path);
+        sc_topic *topic = topic_open(path, true);
+        int64_t first;
+        append_records(topic, 0, 0, 5);
+        CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 5, 5, &first), error);
+        if (flushed == 1)
+            topic_close(topic);
+        else
+            topic_abandon(topic);
+        uint8_t schema[SCHEMA_SIZE];
+        schema_message(schema, 1);
+        segment_file(file, path, 0, 10);
+        file_write(file, schema, SCHEMA_SIZE);
+        for (int writable = 0; writable < 2; writable++) {
+            topic = topic_open(path, writable);
+            CHECK_EQ(info_of(topic).end_offset, 10);
+            CHECK_EQ(info_of(topic).stable_offset, 5);
+            topic_close(topic);
+        }
+        folder_remove(path);
+    }
+}
+
 /* ---- a model --------------------------------------------------------------------------------------------------- */
 
 enum { MODEL_MAX = 20000, MODEL_PRODUCERS = 6 };
@@ -549,6 +660,10 @@ int main(int argc, char **argv)
     RUN(test_an_open_transaction_holds_the_stable_offset_until_its_marker);
     RUN(test_a_fencing_marker_is_written_where_nothing_is_open_and_keeps_zombies_out);
     RUN(test_bad_producers_are_refused);
+    RUN(test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over);
+    RUN(test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_offset);
+    RUN(test_a_sealed_segment_gets_its_list_of_aborted_transactions_when_it_is_flushed);
+    RUN(test_an_empty_last_segment_does_not_hide_an_open_transaction);
     RUN(test_logs_of_transactions_equal_a_model);
     RUN(test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch);
     RUN(test_a_marker_that_a_failing_call_stopped_can_be_written_again);
