@@ -87,7 +87,7 @@ def _plan_leg(
     if isinstance(start, datetime.datetime):
         low = _ceil_ms(start, "start")
     else:
-        first = _offset(start, "start", partition, earliest, stable if start == "latest" else latest)
+        first = _offset(start, "start", partition, earliest, stable if isinstance(start, str) else latest)
     if isinstance(end, datetime.datetime):
         high = _ceil_ms(end, "end") - 1
     else:
