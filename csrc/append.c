@@ -345,14 +345,12 @@ static int ensure_segment(append_state *self, sc_error *error)
 
 /* ---- the append -------------------------------------------------------------------------------------------- */
 
-static int check_slot(append_state *self, sc_error *error)
+static int check_usable(sc_partition *partition, sc_error *error)
 {
-    sc_state *state = &self->partition->topic->state;
-    int poisoned = atomic_load(&self->slot->poisoned);
+    sc_state *state = &partition->topic->state;
+    int poisoned = atomic_load(&sc_state_slot(state, partition->number)->poisoned);
     if (atomic_load(&sc_state_header_of(state)->deleted) != 0)
         return sc_fail(error, SC_DELETED, "the topic was deleted");
-    if (atomic_load(&sc_state_header_of(state)->generation) != self->request->generation)
-        return sc_fail(error, SC_STALE, "the topic's settings changed");
     if (poisoned != 0) {
         errno = poisoned;
         sc_fail_os(error, "an earlier sync of this partition failed: appends are refused until the store is opened anew",
@@ -360,6 +358,15 @@ static int check_slot(append_state *self, sc_error *error)
         return error->code = SC_POISONED;
     }
     return SC_OK;
+}
+
+static int check_slot(append_state *self, sc_error *error)
+{
+    sc_state *state = &self->partition->topic->state;
+    if (atomic_load(&sc_state_header_of(state)->deleted) == 0 &&
+        atomic_load(&sc_state_header_of(state)->generation) != self->request->generation)
+        return sc_fail(error, SC_STALE, "the topic's settings changed");
+    return check_usable(self->partition, error);
 }
 
 static int find_end(append_state *self, sc_error *error)
@@ -479,27 +486,69 @@ int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail)
     return layout == NULL ? SC_OPENING_SIZE : sc_encoding_empty_size(layout);
 }
 
+/* What there is to say of a log apart from an append. */
+static append_state state_of(sc_partition *partition, const sc_tail *tail)
+{
+    return (append_state){.partition = partition,
+                          .settings = sc_topic_settings_read(partition->topic),
+                          .slot = sc_state_slot(&partition->topic->state, partition->number),
+                          .tail = *tail,
+                          .layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version)};
+}
+
+int sc_partition_append_empty(sc_partition *partition, sc_tail *tail, sc_error *error)
+{
+    append_state self = state_of(partition, tail);
+    if (self.layout == NULL)
+        return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)tail->schema_version);
+    int64_t size = sc_encoding_empty_size(self.layout), end = tail->end_position + size;
+    if (end + size > tail->allocated && end <= tail->allocated) /* no batch lies across a length that the file had */
+        end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
+    int code = allocate(&self, end + size, error);
+    if (code == SC_OK)
+        code = open_writer(&self, end + size, error);
+    if (code != SC_OK)
+        return code;
+    atomic_store(&self.slot->dirty, 1);
+    code = fill_up_to(&self, end, error);
+    if (code != SC_OK)
+        return code;
+    sc_slot_publish(self.slot, &self.tail);
+    atomic_store(&self.slot->dirty, 0);
+    *tail = self.tail;
+    return SC_OK;
+}
+
 void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *tail)
 {
     sc_error unused;
-    append_state self = {.partition = partition, .settings = sc_topic_settings_read(partition->topic), .slot = slot,
-                         .tail = *tail, .layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version)};
-    if (self.layout == NULL || tail->segment_base < 0 || tail->sealed || tail->durable_offset < tail->end_offset ||
-        tail->proven_offset >= tail->end_offset || atomic_load(&slot->poisoned) != 0 || atomic_load(&slot->dirty) != 0)
+    if (tail->segment_base < 0 || tail->sealed || tail->durable_offset < tail->end_offset ||
+        tail->proven_offset >= tail->end_offset || atomic_load(&slot->poisoned) != 0 || atomic_load(&slot->dirty) != 0 ||
+        tail->end_position + sc_partition_reserve(partition, tail) > tail->allocated)
         return;
-    int64_t size = sc_encoding_empty_size(self.layout), end = tail->end_position + size;
-    if (end > tail->allocated)
-        return;
-    if (end + size > tail->allocated)
-        end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
-    if (allocate(&self, end + size, &unused) != SC_OK || open_writer(&self, end + size, &unused) != SC_OK)
-        return;
-    atomic_store(&slot->dirty, 1);
-    if (fill_up_to(&self, end, &unused) != SC_OK)
-        return;
-    sc_slot_publish(slot, &self.tail);
-    atomic_store(&slot->dirty, 0);
+    (void)sc_partition_append_empty(partition, tail, &unused);
+}
+
+int sc_partition_locked_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
+{
+    append_state self = {.partition = partition, .slot = sc_state_slot(&partition->topic->state, partition->number)};
+    int code = check_usable(partition, error);
+    if (code == SC_OK)
+        code = find_end(&self, error);
     *tail = self.tail;
+    return code;
+}
+
+int sc_partition_roll_locked(sc_partition *partition, sc_tail *tail, sc_error *error)
+{
+    append_state self = state_of(partition, tail);
+    if (self.layout == NULL)
+        return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)tail->schema_version);
+    int code = tail->sealed ? SC_OK : seal_segment(&self, error);
+    if (code == SC_OK)
+        code = create_segment(&self, error);
+    *tail = self.tail;
+    return code;
 }
 
 /* ---- scratch ----------------------------------------------------------------------------------------------- */

@@ -506,6 +506,34 @@ static void read_rows(void *context)
     call->code = code;
 }
 
+static void read_keys(void *context)
+{
+    guarded *call = context;
+    exporter *self = &call->self;
+    sc_rows *rows = call->rows;
+    const sc_field *value = &self->layout->fields[self->layout->columns[SC_COLUMN_VALUE]];
+    const void *validity;
+    int code = open_message(self);
+    if (code == SC_OK)
+        code = read_fixed(self, SC_COLUMN_OFFSET, &rows->offsets);
+    if (code == SC_OK)
+        code = read_fixed(self, SC_COLUMN_TIMESTAMP, &rows->timestamps);
+    if (code == SC_OK)
+        code = read_binary(self, SC_COLUMN_KEY, &rows->key_validity, &rows->key_ends, &rows->keys, &rows->keys_size);
+    if (code == SC_OK)
+        code = get_buffer(self, value->buffer, (self->batch->record_count + 7) / 8, true, &validity);
+    rows->value_validity = validity;
+    rows->count = self->batch->record_count;
+    call->code = code;
+}
+
+int sc_batch_keys(const sc_batch *batch, sc_rows *rows, sc_error *error)
+{
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}, .rows = rows};
+    *rows = (sc_rows){0};
+    return run_guarded(&call, read_keys);
+}
+
 int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error)
 {
     guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}, .rows = rows};
@@ -600,6 +628,86 @@ int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int6
     code = run_guarded(&call, copy_rows);
     *end = call.last;
     return code;
+}
+
+/* ---- offsets of rewritten batches ---------------------------------------------------------------------------- */
+
+/* They are never compressed: in a batch that is, -1 stands before them. */
+static int find_offsets(exporter *self, const int64_t **offsets)
+{
+    const sc_batch *batch = self->batch;
+    uint32_t metadata_size;
+    const void *found;
+    int64_t uncompressed, size = batch->record_count * 8;
+    memcpy(&metadata_size, batch->message + 4, sizeof metadata_size);
+    if (!sc_metadata_read(batch->message + SC_OPENING_SIZE, metadata_size, &self->metadata) ||
+        self->metadata.body_length > batch->message_size - SC_OPENING_SIZE - metadata_size)
+        return bad(self, "the batch's Arrow metadata is not valid");
+    self->body = batch->message + SC_OPENING_SIZE + metadata_size;
+    bool compressed = self->metadata.codec != SC_CODEC_NONE;
+    int32_t buffer = self->layout->fields[self->layout->columns[SC_COLUMN_OFFSET]].buffer + 1;
+    int code = get_buffer(self, buffer, size + (compressed ? 8 : 0), false, &found);
+    if (code != SC_OK)
+        return code;
+    memcpy(&uncompressed, found, compressed ? sizeof uncompressed : 0);
+    if (compressed && uncompressed != -1)
+        return bad(self, "the offsets of a rewritten batch are compressed");
+    *offsets = (const int64_t *)found + (compressed ? 1 : 0);
+    return SC_OK;
+}
+
+static int64_t rows_below(const int64_t *offsets, int64_t count, int64_t offset)
+{
+    int64_t low = 0, high = count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (offsets[middle] < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void clip_offsets(void *context)
+{
+    guarded *call = context;
+    const int64_t *offsets;
+    call->code = find_offsets(&call->self, &offsets);
+    if (call->code != SC_OK)
+        return;
+    call->first = rows_below(offsets, call->self.batch->record_count, call->min_timestamp);
+    call->last = rows_below(offsets, call->self.batch->record_count, call->max_timestamp);
+}
+
+int sc_batch_clip_to_offsets(sc_batch *batch, int64_t start_offset, int64_t end_offset, sc_error *error)
+{
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error},
+                    .min_timestamp = start_offset, .max_timestamp = end_offset};
+    int code = run_guarded(&call, clip_offsets);
+    if (code != SC_OK)
+        return code;
+    batch->first_row = call.first;
+    batch->row_count = call.last - call.first;
+    return SC_OK;
+}
+
+static void check_offsets(void *context)
+{
+    guarded *call = context;
+    const sc_batch *batch = call->self.batch;
+    const int64_t *offsets;
+    int64_t before = batch->base_offset - 1;
+    call->code = find_offsets(&call->self, &offsets);
+    for (int64_t i = 0; call->code == SC_OK && i < batch->record_count; before = offsets[i++])
+        if (offsets[i] <= before || offsets[i] > batch->last_offset)
+            call->code = bad(&call->self, "the offsets of the records are not those that the batch covers");
+}
+
+int sc_batch_check_offsets(const sc_batch *batch, sc_error *error)
+{
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}};
+    return run_guarded(&call, check_offsets);
 }
 
 static void find_times(void *context)

@@ -83,6 +83,10 @@ enum sc_batch_state {
 enum sc_batch_state sc_batch_look(const uint8_t *data, int64_t available, sc_header *header, const char **why);
 /* The checksum of the metadata and the body of a message that sc_batch_look found good. */
 uint32_t sc_batch_checksum(const uint8_t *data, const sc_header *header);
+/* Narrows first_row and row_count of a rewritten batch to the rows with start_offset <= offset < end_offset. */
+int sc_batch_clip_to_offsets(sc_batch *batch, int64_t start_offset, int64_t end_offset, sc_error *error);
+/* Whether its offsets ascend, inside what it covers. */
+int sc_batch_check_offsets(const sc_batch *batch, sc_error *error);
 void sc_header_seal(sc_header *header);
 /* Its magic and checksum are right. */
 bool sc_header_is_sound(const sc_header *header);

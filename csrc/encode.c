@@ -12,7 +12,7 @@
 
 #include "error.h"
 
-enum { ZERO_RUN = -1 };
+enum { ZERO_RUN = -1, OFFSETS_BUFFER = 1 };
 
 typedef struct rows {
     const struct ArrowArray *array;
@@ -417,8 +417,13 @@ static void put_offsets(sc_encoding *encoding)
     set_node(encoding, &encoding->layout->fields[encoding->layout->columns[SC_COLUMN_OFFSET]], count, 0);
     take(encoding, 0);
     int64_t *to = (int64_t *)(void *)take(encoding, count * 8);
-    for (int64_t i = 0; to != NULL && i < count; i++)
-        to[i] = encoding->base_offset + i;
+    if (to == NULL)
+        return;
+    if (encoding->input->offsets != NULL)
+        memcpy(to, encoding->input->offsets, (size_t)count * 8);
+    else
+        for (int64_t i = 0; i < count; i++)
+            to[i] = encoding->base_offset + i;
 }
 
 static void put_timestamps(sc_encoding *encoding)
@@ -494,11 +499,22 @@ static int plan_message_buffers(sc_encoding *encoding, sc_error *error)
         sc_buffer buffer = sc_metadata_buffer(message, i);
         if (buffer.offset < 0 || buffer.length < 0 || buffer.offset > message->body_length - buffer.length)
             return sc_fail(error, SC_INVALID, "a compressed message has a buffer outside its body");
-        take(encoding, buffer.length);
+        take(encoding, i == OFFSETS_BUFFER && encoding->input->offsets != NULL ? 8 + 8 * encoding->input->count
+                                                                               : buffer.length);
     }
     encoding->min_timestamp = encoding->input->min_timestamp;
     encoding->max_timestamp = encoding->input->max_timestamp;
     return SC_OK;
+}
+
+/* The offsets of a batch that is rewritten stay uncompressed, as Arrow allows for each buffer: a scan looks for its bounds
+ * in them. */
+static void write_plain_offsets(sc_encoding *encoding)
+{
+    static const int64_t uncompressed = -1;
+    uint8_t *to = encoding->body + encoding->buffers[OFFSETS_BUFFER].offset;
+    memcpy(to, &uncompressed, sizeof uncompressed);
+    memcpy(to + sizeof uncompressed, encoding->input->offsets, (size_t)encoding->input->count * 8);
 }
 
 static void write_message_buffers(sc_encoding *encoding)
@@ -509,7 +525,9 @@ static void write_message_buffers(sc_encoding *encoding)
     const uint8_t *body = opening + SC_OPENING_SIZE + metadata_size;
     for (int64_t i = 0; i < encoding->message.buffer_count; i++) {
         sc_buffer from = sc_metadata_buffer(&encoding->message, i);
-        if (from.length > 0)
+        if (i == OFFSETS_BUFFER && encoding->input->offsets != NULL)
+            write_plain_offsets(encoding);
+        else if (from.length > 0)
             memcpy(encoding->body + encoding->buffers[i].offset, body + from.offset, (size_t)from.length);
     }
 }
@@ -629,11 +647,13 @@ void sc_encoding_write(sc_encoding *encoding, uint8_t *at, const sc_placement *p
     write_metadata(encoding, at + SC_OPENING_SIZE);
     bool has_producer = placement->producer_id != SC_NO_PRODUCER;
     bool is_marker = placement->control == SC_CONTROL_COMMIT || placement->control == SC_CONTROL_ABORT;
+    int64_t covered = placement->covered > 0 ? placement->covered : encoding->input->count + (is_marker ? 1 : 0);
+    bool sparse = covered != encoding->input->count && placement->control == SC_CONTROL_NONE;
     sc_header header = {
-        .flags = (uint16_t)(encoding->flags | placement->flags),
+        .flags = (uint16_t)(encoding->flags | placement->flags | (sparse ? SC_FLAG_SPARSE : 0)),
         .total_size = encoding->total_size,
         .base_offset = placement->base_offset,
-        .last_offset = placement->base_offset + encoding->input->count - 1 + (is_marker ? 1 : 0),
+        .last_offset = placement->base_offset + covered - 1,
         .record_count = (int32_t)encoding->input->count,
         .metadata_size = (int32_t)encoding->metadata_size,
         .min_timestamp = encoding->min_timestamp,

@@ -91,8 +91,7 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     sc_summary summary;
     sc_error unused;
     sc_file_stat stat;
-    if (sc_segment_summarize(segment, 0, atomic_load(&partition->topic->layouts), partition->number, end_offset, true,
-                             &summary, &unused) != SC_OK)
+    if (sc_partition_summarize(partition, segment, 0, end_offset, true, &summary, &unused) != SC_OK)
         return;
     if (summary.transactional)
         note_aborted(partition, segment);
@@ -101,7 +100,7 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     if (fd < 0)
         return;
     int64_t size = page_ceiling(marker + SC_OPENING_SIZE);
-    if (sc_os.stat(fd, &stat) == 0 && stat.size > size)
+    if (sc_os.stat(fd, &stat) == 0 && stat.size > size && sc_segment_is_of(segment, &stat))
         (void)sc_os.truncate(fd, size);
     sc_os.close(fd);
 }
@@ -122,6 +121,11 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
             return code;
         bool active = next_base < 0;
         code = sync_bytes(partition, segment, error);
+        if (code == SC_OS && error->number == ENOENT && !active && sc_partition_is_deleted_below(partition, next_base)) {
+            sc_segment_release(segment);
+            offset = next_base;
+            continue;
+        }
         new_names = new_names || tail->durable_offset <= segment->base_offset;
         if (code == SC_OK && active)
             sc_index_save(segment, tail->end_position);
@@ -133,6 +137,31 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
         offset = active ? tail->end_offset : next_base;
     }
     return new_names ? sync_names(partition, tail->durable_offset <= tail->start_offset, error) : SC_OK;
+}
+
+int sc_partition_sync_active(sc_partition *partition, const sc_tail *tail, sc_error *error)
+{
+    sc_segment *segment;
+    int64_t next_base;
+    int code = sc_partition_find(partition, tail, tail->segment_base, &segment, &next_base, error);
+    if (code == SC_OK && segment != NULL)
+        code = sync_bytes(partition, segment, error);
+    sc_segment_release(segment);
+    return code == SC_OK ? sync_names(partition, true, error) : code;
+}
+
+int sc_partition_sync_sealed(sc_partition *partition, const sc_tail *tail, int64_t base_offset, sc_error *error)
+{
+    sc_segment *segment;
+    int64_t next_base;
+    int code = sc_partition_find(partition, tail, base_offset, &segment, &next_base, error);
+    if (code != SC_OK || segment == NULL)
+        return code;
+    code = next_base < 0 ? SC_OK : sync_bytes(partition, segment, error);
+    if (code == SC_OK && next_base >= 0)
+        finish_sealed(partition, segment, next_base);
+    sc_segment_release(segment);
+    return code;
 }
 
 static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_error *error)

@@ -61,7 +61,15 @@ static int real_stat(int fd, sc_file_stat *out)
         errno = EISDIR;
         return -1;
     }
-    *out = (sc_file_stat){.size = st.st_size, .device = (uint64_t)st.st_dev, .inode = (uint64_t)st.st_ino};
+#if defined(__APPLE__)
+    const struct timespec *modified = &st.st_mtimespec;
+#else
+    const struct timespec *modified = &st.st_mtim;
+#endif
+    *out = (sc_file_stat){.size = st.st_size,
+                          .device = (uint64_t)st.st_dev,
+                          .inode = (uint64_t)st.st_ino,
+                          .modified_ns = (int64_t)modified->tv_sec * 1000000000 + modified->tv_nsec};
     return 0;
 }
 
@@ -134,6 +142,13 @@ static int real_truncate(int fd, int64_t size)
         result = ftruncate(fd, (off_t)size);
     while (result != 0 && errno == EINTR);
     return result;
+}
+
+static int real_set_modified(int fd, int64_t modified_ns)
+{
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT},
+                                {.tv_sec = (time_t)(modified_ns / 1000000000), .tv_nsec = (long)(modified_ns % 1000000000)}};
+    return futimens(fd, times);
 }
 
 static int real_sync(int fd)
@@ -263,6 +278,7 @@ static const struct sc_os_table real_table = {
     .allocate = real_allocate,
     .zero = real_zero,
     .truncate = real_truncate,
+    .set_modified = real_set_modified,
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,
@@ -289,6 +305,7 @@ struct sc_os_table sc_os = {
     .allocate = real_allocate,
     .zero = real_zero,
     .truncate = real_truncate,
+    .set_modified = real_set_modified,
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,

@@ -18,6 +18,7 @@ enum { SC_OPEN_READ, SC_OPEN_WRITE, SC_OPEN_CREATE /* fails when it exists */, S
 typedef struct sc_file_stat {
     int64_t size;
     uint64_t device, inode;
+    int64_t modified_ns; /* since 1970 */
 } sc_file_stat;
 
 typedef int (*sc_name_callback)(void *context, const char *name);
@@ -33,6 +34,8 @@ struct sc_os_table {
     /* Makes the range read as zeros, and keeps its blocks. */
     int (*zero)(int fd, int64_t position, int64_t size);
     int (*truncate)(int fd, int64_t size);
+    /* Dates a file. */
+    int (*set_modified)(int fd, int64_t modified_ns);
     int (*sync)(int fd);
     /* Writes all of a file's bytes, and what is needed to find them again, to the drive: not its times. */
     int (*sync_data)(int fd);

@@ -232,6 +232,63 @@ void sc_partition_drop_after(sc_partition *partition, int64_t count)
     pthread_mutex_unlock(&partition->list_mutex);
 }
 
+/* The segments that lie wholly below an offset; never the last one. */
+static int64_t count_below(const sc_partition *partition, int64_t offset)
+{
+    int64_t low = 0, high = partition->segment_count == 0 ? 0 : partition->segment_count - 1;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (partition->segments[middle + 1]->base_offset <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void close_gap(sc_partition *partition, int64_t count)
+{
+    partition->segment_count -= count;
+    memmove(partition->segments, partition->segments + count,
+            (size_t)partition->segment_count * sizeof *partition->segments);
+}
+
+/* Whoever removed them, no new scan needs them, and their mappings would keep disk space. */
+static void drop_below(sc_partition *partition, int64_t offset)
+{
+    int64_t count = count_below(partition, offset);
+    for (int64_t i = 0; i < count; i++)
+        sc_segment_release(partition->segments[i]);
+    if (count > 0)
+        close_gap(partition, count);
+}
+
+int sc_partition_take_below(sc_partition *partition, int64_t offset, sc_segment ***out, int64_t *out_count,
+                            sc_error *error)
+{
+    *out = NULL;
+    *out_count = 0;
+    pthread_mutex_lock(&partition->list_mutex);
+    int code = list_locked(partition, error);
+    int64_t count = code == SC_OK ? count_below(partition, offset) : 0;
+    if (count > 0 && (*out = malloc((size_t)count * sizeof **out)) == NULL)
+        code = sc_fail_memory(error);
+    if (code == SC_OK && count > 0) {
+        memcpy(*out, partition->segments, (size_t)count * sizeof **out);
+        *out_count = count;
+        close_gap(partition, count);
+    }
+    pthread_mutex_unlock(&partition->list_mutex);
+    return code;
+}
+
+bool sc_partition_is_deleted_below(sc_partition *partition, int64_t end_offset)
+{
+    sc_tail tail;
+    sc_error unused;
+    return sc_partition_tail(partition, &tail, &unused) == SC_OK && tail.start_offset >= end_offset;
+}
+
 static bool list_is_current(const sc_partition *partition, const sc_tail *tail)
 {
     if (!partition->listed)
@@ -242,6 +299,22 @@ static bool list_is_current(const sc_partition *partition, const sc_tail *tail)
            partition->segments[partition->segment_count - 1]->base_offset >= tail->segment_base;
 }
 
+/* Where another process, or another part of this one, has replaced segments by others of their names. */
+static void forget_rewritten(sc_partition *partition)
+{
+    sc_state *state = &partition->topic->state;
+    if (!sc_state_is_live(state, partition->number))
+        return;
+    uint32_t rewrites = atomic_load(&sc_state_slot(state, partition->number)->rewrites);
+    if (rewrites == partition->rewrites)
+        return;
+    partition->rewrites = rewrites;
+    for (int64_t i = 0; i < partition->segment_count; i++)
+        sc_segment_release(partition->segments[i]);
+    partition->segment_count = 0;
+    partition->listed = false;
+}
+
 int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_segment **out,
                       int64_t *next_base, sc_error *error)
 {
@@ -249,8 +322,10 @@ int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offs
     *out = NULL;
     *next_base = -1;
     pthread_mutex_lock(&partition->list_mutex);
+    forget_rewritten(partition);
     if (!list_is_current(partition, tail))
         code = list_locked(partition, error);
+    drop_below(partition, tail->start_offset);
     int64_t low = 0, high = partition->segment_count;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
@@ -271,15 +346,39 @@ int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offs
 
 /* ---- looking ----------------------------------------------------------------------------------------------- */
 
+/* Under the lock, because a segment may be replaced meanwhile: the summary of one must not become that of the other. */
+static void mend_index(sc_partition *partition, sc_segment *segment, const sc_summary *summary)
+{
+    sc_error unused;
+    pthread_mutex_lock(&segment->mutex);
+    bool known = segment->has_summary && segment->summary.end_offset == summary->end_offset;
+    pthread_mutex_unlock(&segment->mutex);
+    if (known || sc_partition_lock(partition, &unused) != SC_OK)
+        return;
+    if (sc_segment_is_current(segment))
+        sc_index_seal(segment, summary);
+    sc_partition_unlock(partition);
+}
+
+int sc_partition_summarize(sc_partition *partition, sc_segment *segment, int64_t size, int64_t end_offset, bool mend,
+                           sc_summary *summary, sc_error *error)
+{
+    int code = sc_segment_summarize(segment, size, atomic_load(&partition->topic->layouts), partition->number,
+                                    end_offset, false, summary, error);
+    if (code == SC_OK && mend)
+        mend_index(partition, segment, summary);
+    return code;
+}
+
 static int segment_info(sc_partition *partition, const sc_tail *tail, sc_segment *segment, int64_t next_base,
                         sc_segment_info *info, sc_error *error)
 {
     sc_summary summary;
     bool active = next_base < 0;
     sc_topic *topic = partition->topic;
-    int code = sc_segment_summarize(segment, active ? tail->end_position : 0, atomic_load(&topic->layouts),
-                                    partition->number, active ? tail->end_offset : next_base,
-                                    topic->writable && !active, &summary, error);
+    int code = sc_partition_summarize(partition, segment, active ? tail->end_position : 0,
+                                      active ? tail->end_offset : next_base, topic->writable && !active, &summary,
+                                      error);
     if (code != SC_OK)
         return code;
     *info = (sc_segment_info){

@@ -32,7 +32,8 @@ typedef struct recovery {
     sc_segment **segments; /* a snapshot, retained */
     int64_t count;
     bool same_boot;         /* the machine has not gone down since the log was last looked after */
-    int64_t durable_offset; /* everything below it had been synced */
+    int64_t durable_offset; /* everything below it had been synced, or is deleted */
+    int64_t start_offset;   /* as far as the log itself says */
     bool removed; /* files */
     sc_error *error;
 } recovery;
@@ -179,6 +180,11 @@ static int find_durable(recovery *self)
     }
     if (found && header.durable_offset > self->durable_offset)
         self->durable_offset = header.durable_offset;
+    self->start_offset = self->segments[0]->base_offset;
+    if (found && header.start_offset > self->start_offset)
+        self->start_offset = header.start_offset;
+    if (self->durable_offset < self->start_offset) /* what is deleted, wholly or in part, is looked at no more */
+        self->durable_offset = self->start_offset;
     return SC_OK;
 }
 
@@ -509,7 +515,7 @@ static int settle(recovery *self, const place *at)
     if (code == SC_OK && self->repair && !at->sealed)
         drop_summary(self, self->segments[at->segment]);
     *self->tail = (sc_tail){
-        .start_offset = self->segments[0]->base_offset,
+        .start_offset = self->start_offset < at->offset ? self->start_offset : at->offset,
         .end_offset = at->offset,
         .durable_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
         .segment_base = self->segments[at->segment]->base_offset,

@@ -113,6 +113,15 @@ static int fail_here(sc_scan *scan, sc_look look, sc_error *error)
 
 /* ---- moving ------------------------------------------------------------------------------------------------- */
 
+static int fail_out_of_range(sc_scan *scan, const sc_tail *tail, int64_t from, int64_t to, sc_error *error)
+{
+    sc_fail(error, SC_RANGE, "offsets %lld to %lld: partition %u has %lld to %lld", (long long)from, (long long)to,
+            (unsigned)scan->partition->number, (long long)tail->start_offset, (long long)tail->end_offset);
+    error->offset = tail->start_offset;
+    error->position = tail->end_offset;
+    return SC_RANGE;
+}
+
 static int next_range(sc_scan *scan, sc_error *error)
 {
     while (++scan->range < scan->options.range_count) {
@@ -124,14 +133,8 @@ static int next_range(sc_scan *scan, sc_error *error)
             code = sc_partition_tail(scan->partition, &scan->tail, error);
         if (code != SC_OK)
             return code;
-        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset) {
-            sc_fail(error, SC_RANGE, "offsets %lld to %lld: partition %u has %lld to %lld",
-                    (long long)range->start_offset, (long long)range->end_offset, (unsigned)range->partition,
-                    (long long)scan->tail.start_offset, (long long)scan->tail.end_offset);
-            error->offset = scan->tail.start_offset;
-            error->position = scan->tail.end_offset;
-            return SC_RANGE;
-        }
+        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset)
+            return fail_out_of_range(scan, &scan->tail, range->start_offset, range->end_offset, error);
         scan->offset = range->start_offset;
         return SC_OK;
     }
@@ -150,8 +153,8 @@ static bool can_skip(sc_scan *scan)
     sc_error unused;
     if (!is_time_bounded(scan) || scan->next_base < 0)
         return false;
-    if (sc_segment_summarize(scan->segment, 0, atomic_load(&scan->topic->layouts), scan->partition->number,
-                             scan->next_base, scan->topic->writable, &summary, &unused) != SC_OK)
+    if (sc_partition_summarize(scan->partition, scan->segment, 0, scan->next_base, scan->topic->writable, &summary,
+                               &unused) != SC_OK)
         return false;
     return summary.max_timestamp < scan->options.min_timestamp || summary.min_timestamp > scan->options.max_timestamp;
 }
@@ -237,15 +240,22 @@ static void fill(const sc_scan *scan, const sc_header *header, int64_t position,
     };
 }
 
-/* The rows of a batch that lie in the range. Offsets of a batch are dense: row i has offset base + i. */
-static void clip(const sc_scan *scan, int64_t from_offset, sc_batch *batch)
+/* The rows of a batch that lie in the range. Row i has offset base + i, unless the batch was rewritten. */
+static int clip(const sc_scan *scan, int64_t from_offset, sc_batch *batch, sc_error *error)
 {
     const sc_range *range = &scan->ranges[scan->range];
     int64_t end = range->end_offset < batch->last_offset + 1 ? range->end_offset : batch->last_offset + 1;
-    batch->first_row = from_offset - batch->base_offset;
-    batch->row_count = end - from_offset;
+    bool whole = from_offset <= batch->base_offset && end > batch->last_offset;
+    int code = SC_OK;
+    if (!whole && (batch->flags & SC_FLAG_SPARSE) != 0) {
+        code = sc_batch_clip_to_offsets(batch, from_offset, end, error);
+    } else if (!whole) {
+        batch->first_row = from_offset - batch->base_offset;
+        batch->row_count = end - from_offset;
+    }
     if (scan->left >= 0 && batch->row_count > scan->left)
         batch->row_count = scan->left;
+    return code;
 }
 
 static bool is_wanted(const sc_scan *scan, const sc_header *header)
@@ -319,9 +329,9 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
     if (!wanted)
         return SC_OK;
     fill(scan, &look.header, position, batch);
-    clip(scan, from_offset, batch);
-    *found = true;
-    return SC_OK;
+    int code = clip(scan, from_offset, batch, error);
+    *found = code == SC_OK && batch->row_count > 0;
+    return code;
 }
 
 static int move(sc_scan *scan, sc_batch *batch, sc_error *error)
@@ -362,11 +372,19 @@ static bool is_gone(sc_topic *topic)
     return fd < 0 && errno == ENOENT;
 }
 
-/* Missing files are no damage when the topic was deleted. */
+/* Missing files are no damage when the topic was deleted, or the records that were in them. */
 static int explain(sc_scan *scan, int code, sc_error *error)
 {
-    bool missing = code == SC_OS || code == SC_CORRUPT || code == SC_RANGE;
-    return missing && is_gone(scan->topic) ? sc_fail(error, SC_DELETED, "the topic was deleted") : code;
+    sc_tail tail;
+    sc_error unused;
+    if (code != SC_OS && code != SC_CORRUPT && code != SC_RANGE)
+        return code;
+    if (is_gone(scan->topic))
+        return sc_fail(error, SC_DELETED, "the topic was deleted");
+    if (code != SC_RANGE && scan->partition != NULL &&
+        sc_partition_tail(scan->partition, &tail, &unused) == SC_OK && tail.start_offset > scan->offset)
+        return fail_out_of_range(scan, &tail, scan->offset, scan->ranges[scan->range].end_offset, error);
+    return code;
 }
 
 int sc_scan_next(sc_scan *scan, sc_batch *batch, sc_error *error)
@@ -394,8 +412,8 @@ static bool count_segment(sc_scan *scan, int64_t *count)
         return false;
     bool whole = segment != NULL && next_base >= 0 && next_base <= range->end_offset &&
                  segment->base_offset == scan->offset &&
-                 sc_segment_summarize(segment, 0, atomic_load(&scan->topic->layouts), scan->partition->number, next_base,
-                                      scan->topic->writable, &summary, &unused) == SC_OK &&
+                 sc_partition_summarize(scan->partition, segment, 0, next_base, scan->topic->writable, &summary,
+                                        &unused) == SC_OK &&
                  !(scan->options.committed && summary.transactional);
     sc_segment_release(segment);
     if (whole) {

@@ -137,6 +137,24 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
     return code;
 }
 
+bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat)
+{
+    pthread_mutex_lock(&segment->mutex);
+    bool same = segment->mapping == NULL || segment->mapping->inode == stat->inode;
+    pthread_mutex_unlock(&segment->mutex);
+    return same;
+}
+
+bool sc_segment_is_current(sc_segment *segment)
+{
+    sc_file_stat stat;
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    bool current = fd >= 0 && sc_os.stat(fd, &stat) == 0 && sc_segment_is_of(segment, &stat);
+    if (fd >= 0)
+        sc_os.close(fd);
+    return current;
+}
+
 /* ---- looking at batches ------------------------------------------------------------------------------------ */
 
 struct inspection {

@@ -13,6 +13,7 @@
 #include "aborted.h"
 #include "batch.h"
 #include "mapping.h"
+#include "os.h"
 
 enum { SC_PAGE = 4096, SC_INDEX_SPACING = 64 * 1024 };
 
@@ -53,6 +54,10 @@ void sc_segment_release(sc_segment *segment);
  * one of them. The mapping is retained for the caller. */
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                    sc_mapping **mapping, sc_error *error);
+
+/* Whether the file that was mapped, if one was, still has its name: it may have been replaced. */
+bool sc_segment_is_current(sc_segment *segment);
+bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat);
 
 /* What a look at one message gives, the file's read errors included. */
 typedef struct sc_look {

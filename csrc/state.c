@@ -7,7 +7,7 @@
 #include "error.h"
 #include "os.h"
 
-enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_PARTITION = 1 << 20, PAGE = 4096 };
+enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_PARTITION = 1 << 20, LOCK_REWRITING = 1 << 21, PAGE = 4096 };
 static const uint8_t unknown_boot[16];
 static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
 
@@ -57,9 +57,11 @@ static void wipe(sc_state *state, int64_t old_size, uint32_t generation)
     for (int64_t i = 0; i < slots; i++) {
         sc_slot *slot = sc_state_slot(state, (uint32_t)i);
         memcpy(kept, old_size == 0 ? boot_id : slot->boot_id, sizeof kept);
+        uint32_t rewrites = atomic_load(&slot->rewrites);
         memset((void *)slot, 0, sizeof *slot);
         if (known || old_size == 0)
             memcpy(slot->boot_id, kept, sizeof kept);
+        atomic_store(&slot->rewrites, rewrites);
     }
     memcpy(header->magic, state_magic, sizeof state_magic);
     atomic_store(&header->generation, generation);
@@ -189,6 +191,16 @@ void sc_state_unlock(sc_state *state, uint32_t partition)
     int result = sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_NONE, false);
     assert(result == 0);
     (void)result;
+}
+
+bool sc_state_try_lock_rewriting(sc_state *state, uint32_t partition)
+{
+    return sc_os.lock(state->fd, LOCK_REWRITING + (int64_t)partition, SC_LOCK_EXCLUSIVE, false) == 0;
+}
+
+void sc_state_unlock_rewriting(sc_state *state, uint32_t partition)
+{
+    (void)sc_os.lock(state->fd, LOCK_REWRITING + (int64_t)partition, SC_LOCK_NONE, false);
 }
 
 bool sc_slot_read(sc_slot *slot, sc_tail *tail)

@@ -12,7 +12,8 @@
  *
  * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open, and
  * exclusively while the file is wiped; byte 1 is held exclusively by who opens, so that a writer that dies before it has
- * wiped leaves the wiping to the next one; byte LOCK_PARTITION + p is held exclusively while the log of p changes.
+ * wiped leaves the wiping to the next one; byte LOCK_PARTITION + p is held exclusively while the log of p changes, and
+ * byte LOCK_REWRITING + p while segments of p are rewritten.
  *
  * A slot has two copies of the tail. Who holds the partition's lock fills the copy that is not current and then counts
  * `version` up, so a reader that finds the same version before and after has read a whole tail, and a writer that dies
@@ -58,7 +59,8 @@ typedef struct sc_slot {
     _Atomic int32_t poisoned; /* errno of a failed sync */
     uint32_t reserved_32;
     uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
-    uint32_t reserved[8];
+    _Atomic uint32_t rewrites; /* counts sealed segments that were replaced by others of their names; survives the wipe */
+    uint32_t reserved[7];
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
 } sc_slot;
 static_assert(sizeof(sc_slot) == 256, "a slot has 256 bytes");
@@ -97,6 +99,9 @@ bool sc_state_is_same_boot(const sc_state *state, uint32_t partition);
 void sc_state_set_boot(sc_state *state, uint32_t partition);
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error);
 void sc_state_unlock(sc_state *state, uint32_t partition);
+/* The right to rewrite segments of a partition, which one process has at a time. False: another one has it. */
+bool sc_state_try_lock_rewriting(sc_state *state, uint32_t partition);
+void sc_state_unlock_rewriting(sc_state *state, uint32_t partition);
 
 /* False when nobody has looked at the log yet. */
 bool sc_slot_read(sc_slot *slot, sc_tail *tail);

@@ -150,6 +150,7 @@ typedef struct sc_batch_input {
     int64_t first_row;                              /* of this batch in the Arrow arrays */
     const int64_t *timestamps;                      /* count of ms since 1970, or NULL: `timestamp` for all */
     int64_t timestamp;
+    const int64_t *offsets; /* of a batch that is rewritten: count of them, ascending; NULL: one after the other */
     const uint8_t *message; /* instead of all above: a compressed Arrow IPC record batch message of all columns */
     int64_t message_size;
     int64_t min_timestamp, max_timestamp; /* of `message` */
@@ -216,6 +217,23 @@ bool sc_topic_found_unflushed(sc_topic *topic);
  * later is then told from an append that was in flight. Closing does so too. For logs that rest: a note takes some 700
  * bytes. */
 int sc_topic_note_durable(sc_topic *topic, sc_error *error);
+
+/* ---- retention --------------------------------------------------------------------------------------------- */
+
+typedef struct sc_removal {
+    int64_t start_offset; /* of the log now */
+    int64_t segments, bytes; /* that were removed */
+} sc_removal;
+
+/* Deletes the records below `offset`, durably: the log begins there from now on, and segments wholly below it are removed.
+ * SC_RANGE when the log ends before it; nothing happens when it begins behind it. When all records go, so does the active
+ * segment, behind which a new one is made: the end offset stays. Readers keep what they have mapped. `removal` counts what
+ * was removed also when the call fails. */
+int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
+                               sc_error *error);
+/* Seals the active segment, if it has records, and makes a new one. *base_offset: of the segment that is active now, -1:
+ * the log has none. */
+int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error);
 
 /* ---- looking ----------------------------------------------------------------------------------------------- */
 
@@ -350,6 +368,8 @@ typedef struct sc_rows {
     const uint8_t *keys, *values;
     int64_t keys_size, values_size; /* every end was checked to lie within */
 } sc_rows;
+/* All but the values: of them, which are null. */
+int sc_batch_keys(const sc_batch *batch, sc_rows *rows, sc_error *error);
 /* SC_INVALID when value is not binary. */
 int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error);
 /* Copies rows from `first` on, up to *end, which is lowered to what fits into about 64 KiB: what lies in a mapped file may
@@ -357,6 +377,76 @@ int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error);
  * points into *memory; that was NULL or made by an earlier call, and the caller frees it. */
 int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int64_t *end, sc_rows *copy, void **memory,
                  sc_error *error);
+
+/* ---- rewriting sealed segments ------------------------------------------------------------------------------ */
+
+typedef struct sc_rewrite sc_rewrite;
+typedef struct sc_key_map sc_key_map;
+
+typedef struct sc_rewrite_report {
+    int64_t base_offset, end_offset;
+    int64_t bytes_before, bytes_after; /* of the files */
+    int64_t batches_before, batches_after, rows_before, rows_after;
+    bool replaced; /* false: the records were deleted meanwhile */
+} sc_rewrite_report;
+
+/* What a segment holds by its batch headers, of aborted transactions apart. */
+typedef struct sc_rewrite_contents {
+    bool plain; /* values are binary */
+    int64_t batches, batch_bytes, rows;
+    int64_t aborted_rows;
+    int64_t compressed, with_headers; /* batches that are, or may have */
+} sc_rewrite_contents;
+
+/* Begins to replace the segment with this base offset, which must be sealed and below any open transaction, by one with the
+ * same offsets in other batches, and perhaps fewer records. SC_CONFLICT: a segment of this partition is being replaced.
+ * SC_RANGE: it is none of those, any more or yet.
+ * One thread at a time. The order of a call: sc_rewrite_look, sc_rewrite_collect and sc_rewrite_mark as wanted; then either
+ * sc_rewrite_plain, or sc_rewrite_next with sc_rewrite_add and sc_rewrite_copy; then sc_rewrite_commit; always
+ * sc_rewrite_free, which leaves the old segment when nothing was committed. */
+int sc_rewrite_open(sc_topic *topic, uint32_t partition, int64_t base_offset, sc_rewrite **rewrite, sc_error *error);
+void sc_rewrite_free(sc_rewrite *rewrite);
+int sc_rewrite_look(sc_rewrite *rewrite, sc_rewrite_contents *contents, sc_error *error);
+void sc_rewrite_rewind(sc_rewrite *rewrite);
+/* The next batch of the old segment, checked; SC_END behind the last one. Batches of aborted transactions are left out. One
+ * with SC_BATCH_MUST_COPY has no rows and goes to sc_rewrite_copy, behind what was added of the batches before it. */
+int sc_rewrite_next(sc_rewrite *rewrite, sc_batch *batch, sc_error *error);
+enum { SC_BATCH_MUST_COPY = 1 << 1 }; /* in sc_batch.flags */
+/* Adds a batch of rows with `input->offsets`, which covers the offsets behind the batch before it up to `last_offset`.
+ * `flags`: of the batches that the rows come from, all with the same bit 2 (log append time). */
+int sc_rewrite_add(sc_rewrite *rewrite, const sc_batch_input *input, int64_t last_offset, uint16_t flags,
+                   sc_error *error);
+int sc_rewrite_copy(sc_rewrite *rewrite, const sc_batch *batch, sc_error *error);
+/* Does it all for a plain segment without compressed batches or headers: batches of about `batch_bytes`, of the rows that
+ * sc_rewrite_mark marked, or of all. SC_END: `progress`, told the bytes read, stopped it. */
+int sc_rewrite_plain(sc_rewrite *rewrite, int64_t batch_bytes, sc_progress_callback progress, void *context,
+                     sc_error *error);
+/* Puts the new segment in the place of the old one, durably. */
+int sc_rewrite_commit(sc_rewrite *rewrite, sc_rewrite_report *report, sc_error *error);
+
+/* Puts the keys of records with from_offset <= offset < end_offset into the map. *full_at: the offset of the first one that
+ * found no room, where it stopped; -1: there was room. Not for compressed batches. */
+int sc_rewrite_collect(sc_rewrite *rewrite, sc_key_map *map, int64_t from_offset, int64_t end_offset, int64_t *full_at,
+                       sc_error *error);
+/* Marks the rows that stay: those without a key, and those at or behind the offset that the map has for their key, but for
+ * tombstones of a time below `tombstones_before` whose keys were collected: from_offset <= offset < end_offset. No older
+ * record of such a key is left, when all segments before this one were rewritten by the same map. *dropped: how many rows do
+ * not stay, aborted ones counted. *oldest_tombstone: the least timestamp of tombstones that stay, or INT64_MAX. Not for compressed batches. */
+int sc_rewrite_mark(sc_rewrite *rewrite, sc_key_map *map, int64_t tombstones_before, int64_t from_offset,
+                    int64_t end_offset, int64_t *dropped, int64_t *oldest_tombstone, sc_error *error);
+/* Whether a row of the current batch stays. */
+bool sc_rewrite_keeps(const sc_rewrite *rewrite, int64_t row);
+
+/* The greatest offset of each key. memory_bytes: of all entries, 24 each, at most three in four used, and half as much
+ * again while it grows to that; 0: as much as it takes. `secret`: random. */
+int sc_key_map_new(int64_t memory_bytes, const uint8_t secret[16], sc_key_map **map, sc_error *error);
+void sc_key_map_free(sc_key_map *map);
+void sc_key_map_clear(sc_key_map *map);
+/* False when there is no room for another key. */
+bool sc_key_map_put(sc_key_map *map, const uint8_t *key, int64_t size, int64_t offset);
+/* The offset of a key; -1: the map does not have it. */
+int64_t sc_key_map_get(const sc_key_map *map, const uint8_t *key, int64_t size);
+int64_t sc_key_map_count(const sc_key_map *map);
 
 /* ---- leaves ------------------------------------------------------------------------------------------------ */
 

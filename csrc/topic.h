@@ -38,6 +38,8 @@ typedef struct sc_partition {
     sc_segment **segments; /* oldest first; behind list_mutex */
     int64_t segment_count;
     bool listed;
+    uint32_t rewrites; /* of the slot, when the list was read; behind list_mutex */
+    atomic_bool rewriting; /* a thread of this process rewrites a segment */
     pthread_mutex_t sync_mutex;
     bool syncing;                 /* somebody leads; behind sync_mutex */
     sc_sync_waiter *sync_waiters; /* newest first; behind sync_mutex */
@@ -96,10 +98,19 @@ int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offs
 /* Maps a segment: the active one as far as it may grow, so that one mapping serves its life. */
 int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
                      sc_error *error);
+/* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the index. */
+int sc_partition_summarize(sc_partition *partition, sc_segment *segment, int64_t size, int64_t end_offset, bool mend,
+                           sc_summary *summary, sc_error *error);
 /* Forgets a segment object, so that the file of that name is opened anew. */
 void sc_partition_forget(sc_partition *partition, int64_t base_offset);
 int sc_partition_add_segment(sc_partition *partition, int64_t previous_base, int64_t base_offset, sc_error *error);
 void sc_partition_drop_after(sc_partition *partition, int64_t count);
+/* Takes the segments that lie wholly below `offset`, but never the last one, out of the list, which is read anew. They are
+ * retained for the caller, who frees the array. */
+int sc_partition_take_below(sc_partition *partition, int64_t offset, sc_segment ***segments, int64_t *count,
+                            sc_error *error);
+/* Whether the records up to `end_offset` were deleted since: then a file that is missing is no damage. */
+bool sc_partition_is_deleted_below(sc_partition *partition, int64_t end_offset);
 
 /* ---- recover.c ---- */
 
@@ -124,6 +135,10 @@ int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *s
 
 /* Returns when everything below `offset` is durable. */
 int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error);
+/* Syncs the active segment and the names in the folder, also when all of the log is durable. */
+int sc_partition_sync_active(sc_partition *partition, const sc_tail *tail, sc_error *error);
+/* Syncs a sealed segment that nothing was appended behind yet, and finishes it as the next flush would. */
+int sc_partition_sync_sealed(sc_partition *partition, const sc_tail *tail, int64_t base_offset, sc_error *error);
 /* At the end of a handle's use: flushes, and gives preallocated space back. */
 int sc_partition_trim(sc_partition *partition, sc_error *error);
 /* When all of the log is durable, notes that in the log. */
@@ -135,6 +150,13 @@ void sc_writer_close(sc_writer *writer);
 /* Notes at the end of the log, in a batch without records, that all of it is durable, if it is and the log does not say so:
  * what is damaged later is then no torn tail. The caller holds the partition's lock. Failures are passed over. */
 void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *tail);
+/* Puts a batch without records at the end of the log, whose header has the tail's offsets. The active segment is there and
+ * not sealed; the caller holds the lock. */
+int sc_partition_append_empty(sc_partition *partition, sc_tail *tail, sc_error *error);
+/* Where the log ends, repaired first when a writer died in an append. The caller holds the lock. */
+int sc_partition_locked_tail(sc_partition *partition, sc_tail *tail, sc_error *error);
+/* Seals the active segment and makes a new one. The active one has records; the caller holds the lock. */
+int sc_partition_roll_locked(sc_partition *partition, sc_tail *tail, sc_error *error);
 /* The bytes that stay free behind the end of a live log, for a batch without records. */
 int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail);
 void sc_scratch_free(sc_scratch *scratch);

@@ -41,7 +41,7 @@ struct structure_check {
     int code;
 };
 
-/* The Arrow structure of an uncompressed batch: every column where it should be. */
+/* The Arrow structure of an uncompressed batch: every column where it should be; and the offsets of a rewritten one. */
 static void check_structure(void *context)
 {
     struct structure_check *self = context;
@@ -50,6 +50,11 @@ static void check_structure(void *context)
                                                   {.column = SC_COLUMN_HEADERS}};
     struct ArrowArray array;
     int64_t unused = 0;
+    self->code = SC_OK;
+    if ((self->batch.flags & SC_FLAG_SPARSE) != 0)
+        self->code = sc_batch_check_offsets(&self->batch, &self->error);
+    if (self->code != SC_OK || self->batch.codec != SC_CODEC_NONE)
+        return;
     self->code = sc_batch_export(&self->batch, columns, SC_COLUMNS, &unused, &array, &self->error);
     if (self->code == SC_OK)
         array.release(&array);
@@ -58,12 +63,13 @@ static void check_structure(void *context)
 static void verify_structure(verifier *self, const sc_segment *segment, sc_mapping *mapping, const sc_header *header,
                              int64_t position)
 {
-    if ((header->flags & (SC_FLAG_CODEC | SC_FLAG_CONTROL)) != 0 || header->record_count == 0)
+    if ((header->flags & SC_FLAG_CONTROL) != 0 || header->record_count == 0)
         return;
     struct structure_check check = {
         .batch = {.message = mapping->data + position, .message_size = header->total_size, .position = position,
                   .base_offset = header->base_offset, .last_offset = header->last_offset,
-                  .record_count = header->record_count, .row_count = header->record_count,
+                  .record_count = header->record_count, .row_count = header->record_count, .flags = header->flags,
+                  .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
                   .partition = self->partition->number, .layout = segment->layout, .mapping = mapping},
     };
     check_structure(&check);
@@ -105,21 +111,20 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
         report(self, segment, offset, position, "neither a batch nor the end of the stream is here");
 }
 
-static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base, sc_error *error)
+static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base)
 {
     bool active = next_base < 0;
     sc_mapping *mapping;
     sc_error problem;
     int64_t file_size;
     int code = sc_partition_map(self->partition, segment, &self->tail, &mapping, &problem);
-    if (code != SC_OK) {
-        self->problem(self->context, &problem);
-        return SC_OK;
+    if (code == SC_OK) {
+        sc_mapping_release(mapping);
+        code = sc_mapping_open(segment->path, 0, &mapping, &file_size, &problem); /* a fresh one: nothing is verified in it */
     }
-    sc_mapping_release(mapping);
-    code = sc_mapping_open(segment->path, 0, &mapping, &file_size, error); /* a fresh one: nothing is verified in it */
     if (code != SC_OK) {
-        self->problem(self->context, error);
+        if (active || !sc_partition_is_deleted_below(self->partition, next_base))
+            self->problem(self->context, &problem);
         return SC_OK;
     }
     advance(self, segment->first_position, false);
@@ -149,7 +154,7 @@ static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_er
         code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
         if (code != SC_OK || segment == NULL)
             break;
-        code = verify_segment(self, segment, next_base, error);
+        code = verify_segment(self, segment, next_base);
         sc_segment_release(segment);
         offset = next_base < 0 ? self->tail.end_offset : next_base;
     }

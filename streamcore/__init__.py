@@ -31,6 +31,8 @@ from streamcore.errors import (
 if TYPE_CHECKING:
     from streamcore._core import Record
     from streamcore.config import TopicConfig
+    from streamcore.retention import Removed, RetentionReport
+    from streamcore.rewriting import Rewritten
     from streamcore.scan import Scan, ScanMetrics
     from streamcore.store import Digest, Problem, Store, open
     from streamcore.topic import Partition, Segment, Span, Topic
@@ -43,6 +45,9 @@ _HOMES = {
     "Partition": "topic",
     "Problem": "store",
     "Record": "_core",
+    "Removed": "retention",
+    "RetentionReport": "retention",
+    "Rewritten": "rewriting",
     "Scan": "scan",
     "ScanMetrics": "scan",
     "Segment": "topic",
@@ -64,6 +69,9 @@ __all__ = [
     "Problem",
     "Record",
     "RecordTooLargeError",
+    "Removed",
+    "RetentionReport",
+    "Rewritten",
     "Scan",
     "ScanMetrics",
     "Segment",

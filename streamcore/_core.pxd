@@ -100,6 +100,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t first_row
         const int64_t *timestamps
         int64_t timestamp
+        const int64_t *offsets
         const uint8_t *message
         int64_t message_size
         int64_t min_timestamp
@@ -148,6 +149,14 @@ cdef extern from "streamcore.h" nogil:
         int64_t size_bytes
         int64_t stable_offset
 
+    ctypedef struct sc_removal:
+        int64_t start_offset
+        int64_t segments
+        int64_t bytes
+
+    int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
+                                   sc_error *error)
+    int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error)
     int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)
 
     enum:
@@ -255,8 +264,58 @@ cdef extern from "streamcore.h" nogil:
         const uint8_t *keys
         const uint8_t *values
 
+    int sc_batch_keys(const sc_batch *batch, sc_rows *rows, sc_error *error)
     int sc_batch_rows(const sc_batch *, sc_rows *, sc_error *)
     int sc_rows_copy(const sc_batch *, const sc_rows *, int64_t, int64_t *, sc_rows *, void **, sc_error *)
+
+    ctypedef struct sc_rewrite:
+        pass
+    ctypedef struct sc_key_map:
+        pass
+    ctypedef struct sc_rewrite_report:
+        int64_t base_offset
+        int64_t end_offset
+        int64_t bytes_before
+        int64_t bytes_after
+        int64_t batches_before
+        int64_t batches_after
+        int64_t rows_before
+        int64_t rows_after
+        bool replaced
+    ctypedef struct sc_rewrite_contents:
+        bool plain
+        int64_t batches
+        int64_t batch_bytes
+        int64_t rows
+        int64_t aborted_rows
+        int64_t compressed
+        int64_t with_headers
+    enum:
+        SC_BATCH_MUST_COPY
+
+    int sc_rewrite_open(sc_topic *topic, uint32_t partition, int64_t base_offset, sc_rewrite **rewrite,
+                        sc_error *error)
+    void sc_rewrite_free(sc_rewrite *rewrite)
+    int sc_rewrite_look(sc_rewrite *rewrite, sc_rewrite_contents *contents, sc_error *error)
+    void sc_rewrite_rewind(sc_rewrite *rewrite)
+    int sc_rewrite_next(sc_rewrite *rewrite, sc_batch *batch, sc_error *error)
+    int sc_rewrite_add(sc_rewrite *rewrite, const sc_batch_input *input, int64_t last_offset, uint16_t flags,
+                       sc_error *error)
+    int sc_rewrite_copy(sc_rewrite *rewrite, const sc_batch *batch, sc_error *error)
+    int sc_rewrite_plain(sc_rewrite *rewrite, int64_t batch_bytes, sc_progress_callback progress, void *context,
+                         sc_error *error)
+    int sc_rewrite_commit(sc_rewrite *rewrite, sc_rewrite_report *report, sc_error *error)
+    int sc_rewrite_collect(sc_rewrite *rewrite, sc_key_map *map, int64_t from_offset, int64_t end_offset,
+                           int64_t *full_at, sc_error *error)
+    int sc_rewrite_mark(sc_rewrite *rewrite, sc_key_map *map, int64_t tombstones_before, int64_t from_offset,
+                        int64_t end_offset, int64_t *dropped, int64_t *oldest_tombstone, sc_error *error)
+    bool sc_rewrite_keeps(const sc_rewrite *rewrite, int64_t row)
+    int sc_key_map_new(int64_t memory_bytes, const uint8_t *secret, sc_key_map **map, sc_error *error)
+    void sc_key_map_free(sc_key_map *map)
+    void sc_key_map_clear(sc_key_map *map)
+    bool sc_key_map_put(sc_key_map *map, const uint8_t *key, int64_t size, int64_t offset)
+    int64_t sc_key_map_get(const sc_key_map *map, const uint8_t *key, int64_t size)
+    int64_t sc_key_map_count(const sc_key_map *map)
 
     uint32_t sc_crc32c(uint32_t, const void *, size_t)
     uint32_t sc_murmur2(const void *, size_t)

@@ -9,7 +9,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, Py_NE
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
@@ -34,6 +34,10 @@ class StaleTopic(Exception):
 
 class OffsetConflict(Exception):
     """The log does not end at the offset that the append expected."""
+
+
+class RewriteConflict(Exception):
+    """Another thread or process rewrites segments of the partition."""
 
 
 cdef object error_of(const sc_error *error):
@@ -82,3 +86,5 @@ include "binding/byte_columns.pxi"
 include "binding/records.pxi"
 include "binding/scans.pxi"
 include "binding/topics.pxi"
+include "binding/retention.pxi"
+include "binding/rewriting.pxi"

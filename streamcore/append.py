@@ -269,7 +269,7 @@ def compressed_messages(
                 schema=given.version.file,
             )
             low, high = int(stamps.min()), int(stamps.max())
-            messages.append((_message_of(batch, options), length, low, high, headers is not None))
+            messages.append((message_of(batch, options), length, low, high, headers is not None))
             base += length
     return messages
 
@@ -278,7 +278,7 @@ def _slice(array: pa.Array | None, start: int, length: int, kind: pa.DataType) -
     return pa.nulls(length, kind) if array is None else array.slice(start, length)
 
 
-def _message_of(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> memoryview:
+def message_of(batch: pa.RecordBatch, options: pa.ipc.IpcWriteOptions) -> memoryview:
     """The record batch message alone, out of a stream that begins with the schema message."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:

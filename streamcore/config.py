@@ -22,11 +22,13 @@ _PRODUCER_EXPIRY_MS = 7 * 24 * 60 * 60 * 1000
 class TopicConfig:
     """Settings of a topic.
 
-    retention_ms, retention_bytes: None keeps for ever. cleanup: "delete", "compact" or "compact,delete". compression:
-    "none", "lz4" or "zstd". timestamp_type: "create" (the producer's time) or "append" (the log's). segment_bytes: a
-    segment is rolled before it would grow past this. segment_ms: or when it is this old; None: never. max_record_bytes:
-    of a key or value. durability: "os", "disk" or None (the store's). producer_expiry_ms: a partition forgets an
-    idempotent producer that is idle this long (as Apache Kafka's transactional.id.expiration.ms).
+    retention_ms, retention_bytes (of each partition): None keeps for ever. cleanup: "delete", "compact" or
+    "compact,delete". delete_retention_ms: how long compaction keeps tombstones. min_compaction_lag_ms: how long it
+    leaves records alone. compression: "none", "lz4" or "zstd". timestamp_type: "create" (the producer's time) or
+    "append" (the log's). segment_bytes: a segment is rolled before it would grow past this. segment_ms: or when it is
+    this old; None: never. max_record_bytes: of a key or value. durability: "os", "disk" or None (the store's).
+    producer_expiry_ms: a partition forgets an idempotent producer that is idle this long (as Apache Kafka's
+    transactional.id.expiration.ms).
     """
 
     retention_ms: int | None = None
@@ -39,10 +41,14 @@ class TopicConfig:
     max_record_bytes: int = 64 << 20
     durability: str | None = None
     producer_expiry_ms: int = _PRODUCER_EXPIRY_MS
+    delete_retention_ms: int = 86_400_000
+    min_compaction_lag_ms: int = 0
 
     def __post_init__(self) -> None:
         for name in ("retention_ms", "retention_bytes", "segment_ms"):
             _check_int(name, getattr(self, name), 1, (1 << 62), optional=True)
+        for name in ("delete_retention_ms", "min_compaction_lag_ms"):
+            _check_int(name, getattr(self, name), 0, (1 << 62))
         _check_int("segment_bytes", self.segment_bytes, _SEGMENT_BYTES_MIN, _SEGMENT_BYTES_MAX)
         _check_int("producer_expiry_ms", self.producer_expiry_ms, 1, 1 << 62)
         _check_int("max_record_bytes", self.max_record_bytes, 1, _RECORD_BYTES_MAX)
@@ -51,6 +57,16 @@ class TopicConfig:
         _check_choice("timestamp_type", self.timestamp_type, ("create", "append"))
         if self.durability is not None:
             check_durability(self.durability)
+
+    @property
+    def deletes(self) -> bool:
+        """Whether retention by time and size applies."""
+        return self.cleanup != "compact"
+
+    @property
+    def compacts(self) -> bool:
+        """Whether only the latest record of each key is kept."""
+        return self.cleanup != "delete"
 
     @classmethod
     def stored(cls, settings: dict[str, Any], topic: str) -> TopicConfig:
@@ -82,6 +98,8 @@ class TopicSettings(TypedDict, total=False):
     max_record_bytes: int
     durability: Literal["os", "disk"] | None
     producer_expiry_ms: int
+    delete_retention_ms: int
+    min_compaction_lag_ms: int
 
 
 def check_durability(durability: Any) -> str:

@@ -247,6 +247,11 @@ class Scan:
         more = ", …" if len(self._legs) > 8 else ""
         return f"<Scan of {self._topic.name!r}, {{{parts}{more}}}>"
 
+    @property
+    def ranges(self) -> list[tuple[int, int, int]]:
+        """What it reads: (partition, first offset, end offset) each, of which times may leave some out."""
+        return [(leg.partition, leg.start, leg.end) for leg in self._legs]
+
     def narrow(
         self,
         partitions: Any = None,

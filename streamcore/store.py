@@ -112,8 +112,9 @@ class Store:
     ) -> Topic:
         """Makes a topic. With `schema` (anything with `__arrow_c_schema__`) it is typed.
 
-        settings: retention_ms, retention_bytes, cleanup, compression, timestamp_type, segment_bytes, segment_ms,
-        max_record_bytes, durability: see TopicConfig. Raises TopicExistsError, ValueError, TypeError.
+        settings: retention_ms, retention_bytes, cleanup, delete_retention_ms, min_compaction_lag_ms, compression,
+        timestamp_type, segment_bytes, segment_ms, max_record_bytes, durability: see TopicConfig.
+        Raises TopicExistsError, ValueError, TypeError.
         """
         self._check_writable()
         check_topic_name(name)

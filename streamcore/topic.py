@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import errno
 import itertools
 import math
@@ -15,12 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, U
 import numpy as np
 import pyarrow as pa
 
-from streamcore import _core, columns
+from streamcore import _core, columns, compaction, consolidation
 from streamcore import schema as schemas
 from streamcore.append import ArrayAppend, Producer, append_arrays
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions
-from streamcore.errors import CorruptionError, StorageError, StoreFormatError, StoreReadOnlyError, TopicNotFoundError
+from streamcore.errors import (
+    CorruptionError,
+    OffsetOutOfRangeError,
+    StorageError,
+    StoreFormatError,
+    StoreReadOnlyError,
+    TopicNotFoundError,
+)
+from streamcore.retention import Removed
+from streamcore.rewriting import Pace, Rewritten, Stop
 from streamcore.scan import Bound, Scan, plan_legs
 
 if TYPE_CHECKING:
@@ -28,6 +38,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
+DeletionBound = int | datetime.datetime | Literal["latest"]
+Before = DeletionBound | Mapping[int, DeletionBound]
 _STALE_RETRIES = 100
 _WAIT_MS_MAX = 1 << 40  # 34 years
 _SCHEMA_READ_BYTES = 4 << 20
@@ -211,6 +223,8 @@ class Topic:
         def run() -> list[tuple[int, int, int]] | None:
             if not self._fast:
                 return None  # another process changed the topic meanwhile
+            if self._config.compacts and (keys is None or any(key is None for key in keys)):
+                raise ValueError(self._keyless())
             own = self._log_append_time
             moment = time.time_ns() // 1_000_000 if own or now is None else now
             return self._open_core().append_rows(
@@ -287,7 +301,12 @@ class Topic:
         self, target: int, part: ArrayAppend, durability: Durability | None, producer: Producer | None
     ) -> tuple[int, int, int]:
         core = self._open_core()
+        if self._config.compacts and any(chunk[1] is None or chunk[1].null_count for chunk in part.chunks):
+            raise ValueError(self._keyless())
         return append_arrays(core, target, part, self._config, self._is_durable(durability), producer)
+
+    def _keyless(self) -> str:
+        return f"a record has no key; topic {self.name!r} is compacted, and keeps the latest record of each key"
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
@@ -344,18 +363,180 @@ class Topic:
         )
         return Scan(self, core, self._versions, self._current, self._row.mixed, legs, columns, limit, verify, committed)
 
-    def segments(self) -> list[Segment]:
-        """All segment files, by partition and offset, with their time ranges."""
+    def segments(self, partition: int | None = None) -> list[Segment]:
+        """All segment files, by partition and offset, with their time ranges; or those of one partition.
+
+        The first one may begin with records that are deleted: they go with the rest of it.
+        """
         self._refresh_if_stale()
+        if partition is not None:
+            self._check_partition(partition)
+        wanted = range(self._row.partitions) if partition is None else [partition]
+        return [segment for number in wanted for segment in self._segments_of(number)]
+
+    def _segments_of(self, partition: int) -> list[Segment]:
         core = self._open_core()
-        found = []
-        for partition in range(self._row.partitions):
-            for n in itertools.count():
-                segment = self._call(partial(core.segment, partition, n))
-                if segment is None:
-                    break
-                found.append(Segment(partition, *segment))
-        return found
+        for attempt in itertools.count():
+            found: list[Segment] = []
+            try:
+                while (one := self._call(partial(core.segment, partition, len(found)))) is not None:
+                    found.append(Segment(partition, *one))
+            except (StorageError, CorruptionError):
+                if attempt == _STALE_RETRIES or not self._lost_segments(found, partition):
+                    raise
+                continue
+            if attempt == _STALE_RETRIES or not self._lost_segments(found, partition):
+                return found
+        raise AssertionError
+
+    def _lost_segments(self, found: list[Segment], partition: int) -> bool:
+        """Whether segments were removed while they were listed."""
+        gaps = any(before.end_offset != behind.base_offset for before, behind in itertools.pairwise(found))
+        start = self._call(lambda: self._open_core().describe(partition, False))[0]
+        return gaps or (len(found) > 1 and found[1].base_offset <= start)
+
+    # ---- rewriting ----
+
+    def consolidate(
+        self, partition: int | None = None, bytes_per_second: float | None = None, stop: Stop | None = None
+    ) -> list[Rewritten]:
+        """Rewrites sealed segments of many small batches into batches of about 1 MiB, and returns which.
+
+        Records, offsets and times stay; with `compression` the batches are compressed. bytes_per_second limits how fast
+        segments are read. stop() is asked now and then, and ends it when it is true. A crash leaves each segment as it
+        was or as it becomes; readers keep what they have mapped. Raises StoreReadOnlyError, StorageError,
+        CorruptionError: damaged segments are not rewritten.
+        """
+        self._writable()
+        if partition is not None:
+            self._check_partition(partition)
+        return consolidation.consolidate(self, Pace(bytes_per_second, stop), partition)
+
+    def compact(
+        self,
+        partition: int | None = None,
+        bytes_per_second: float | None = None,
+        stop: Stop | None = None,
+        memory_bytes: int = compaction.MEMORY_BYTES,
+        min_dirty_ratio: float = 0.0,
+        now_ms: int | None = None,
+    ) -> list[Rewritten]:
+        """Drops the records of sealed segments whose key has a later one, and returns which segments were rewritten.
+
+        The rules are those of Apache Kafka's log cleaner: order and offsets stay; the active segment is not touched,
+        nor what is younger than `min_compaction_lag_ms`, nor what lies behind the first open transaction; tombstones go
+        after `delete_retention_ms`. memory_bytes: of the map of keys, 24 bytes for each entry, of which three in four
+        are used, and half as much again while it grows; more keys take more passes. min_dirty_ratio: leaves partitions
+        alone whose bytes that were not compacted yet are a smaller part.
+        Raises ValueError where `cleanup` has no "compact", StoreReadOnlyError, StorageError, CorruptionError.
+        """
+        self._writable()
+        self._refresh_if_stale()
+        if partition is not None:
+            self._check_partition(partition)
+        if not self._config.compacts:
+            raise ValueError(f"topic {self.name!r} has cleanup={self._config.cleanup!r}; only 'compact' is compacted")
+        options = compaction.Options(memory_bytes, min_dirty_ratio, now_ms)
+        return compaction.compact(self, self._store.catalog, Pace(bytes_per_second, stop), partition, options)
+
+    def latest(self, key: Any, partition: int | None = None) -> _core.Record | None:
+        """The latest record of a key; None when there is none, or it is a tombstone.
+
+        key: bytes-like. partition: default the one that keys like this go to. It reads backwards, segment by segment,
+        until it finds the key, whether or not the topic was compacted.
+        """
+        self._refresh_if_stale()
+        data = bytes(memoryview(key))
+        if partition is not None:
+            self._check_partition(partition)
+        number = _core.partition_of_key(data, self._row.partitions) if partition is None else partition
+        return compaction.latest(self, data, number)
+
+    def table(self, partition: int | None = None, columns: list[str] | None = None) -> pa.Table:
+        """The latest record of each key, by partition and offset; keys whose latest record is a tombstone are left out.
+
+        columns: as for `scan`. Records without a key are left out. Right whether or not the topic was compacted.
+        """
+        self._refresh_if_stale()
+        if partition is not None:
+            self._check_partition(partition)
+        return compaction.table(self, range(self._row.partitions) if partition is None else [partition], columns)
+
+    def rewritable(self, partition: int) -> list[Segment]:
+        """The segments that are sealed, with others behind them; called by what rewrites them."""
+        return self.segments(partition)[:-1]
+
+    def open_rewrite(self, segment: Segment) -> _core.Rewrite | None:
+        """Begins to replace a segment; None when it is gone or not fit yet."""
+        core = self._open_core()
+        try:
+            return self._call(lambda: _core.Rewrite(core, segment.partition, segment.base_offset))
+        except OffsetOutOfRangeError:
+            return None
+
+    @property
+    def versions(self) -> Mapping[int, schemas.SchemaVersion]:
+        """The schema versions by number, which batches name."""
+        return self._versions
+
+    # ---- deletion ----
+
+    def delete_records(self, before: Before, partition: int | None = None) -> list[Removed]:
+        """Deletes the records below an offset, durably, and returns what was removed of each partition.
+
+        before: an offset (of `partition`, which may be left out where there is one); "latest": all of them; an aware
+        datetime: those before the first record that is as new; or a mapping {partition: any of these}. The log begins
+        there from now on, also for scans that were made before: they raise OffsetOutOfRangeError where they need what
+        is gone. Files go when all of their records are deleted. An offset below the start deletes nothing.
+
+        Raises OffsetOutOfRangeError for an offset behind the end of the log, StoreReadOnlyError, StorageError.
+        """
+        self._writable()
+        self._refresh_if_stale()
+        if partition is not None:
+            self._check_partition(partition)
+        if isinstance(before, Mapping):
+            for number in before:
+                self._check_partition(number)
+            bounds = {number: before[number] for number in before if partition in (None, number)}
+        elif partition is None and self._row.partitions > 1 and isinstance(before, (int, np.integer)):
+            raise ValueError(
+                f"before is an offset; topic {self.name!r} has {self._row.partitions} partitions: name one"
+            )
+        else:
+            bounds = dict.fromkeys(range(self._row.partitions) if partition is None else [partition], before)
+        core = self._open_core()
+        wanted = {number: self._deletion_offset(number, bound) for number, bound in bounds.items()}
+        removed = []
+        for number, offset in wanted.items():
+            run = partial(_core.delete_before, core, number, offset)
+            removed.append(Removed(number, *self._call(run)))
+        return removed
+
+    def _deletion_offset(self, partition: int, bound: Any) -> int:
+        if isinstance(bound, (int, np.integer)) and not isinstance(bound, bool):
+            return max(0, int(bound))
+        end = self._call(lambda: self._open_core().describe(partition, False))[1]
+        if isinstance(bound, datetime.datetime):
+            newer = self.scan(partition, bound, end, columns=["offset"], isolation="uncommitted")
+            first = next(newer.batches(), None)
+            return end if first is None else int(first.column(0)[0].as_py())
+        if bound == "latest":
+            return end
+        raise TypeError(f"before is {bound!r}; an offset, an aware datetime or 'latest' is needed")
+
+    def roll(self, partition: int | None = None) -> None:
+        """Seals the active segment of a partition, or of each: the next append begins a new file.
+
+        Sealed segments are what retention removes and compaction rewrites.
+        """
+        self._writable()
+        self._refresh_if_stale()
+        if partition is not None:
+            self._check_partition(partition)
+        core = self._open_core()
+        for number in range(self._row.partitions) if partition is None else [partition]:
+            self._call(partial(_core.roll, core, number))
 
     def wait(
         self,

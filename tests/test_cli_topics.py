@@ -44,7 +44,7 @@ def shell(tmp_path: Path, capsys: Captured) -> Shell:
 def test_every_setting_of_a_topic_can_be_given(shell: Shell) -> None:
     words = "--partitions 3 --retention-ms 7d --retention-bytes 1.5GB --cleanup compact --compression lz4 "
     words += "--timestamp-type append --segment-bytes 64MiB --segment-ms 12h --max-record-bytes 1MiB --durability disk "
-    words += "--producer-expiry-ms 1d"
+    words += "--producer-expiry-ms 1d --delete-retention-ms 2h --min-compaction-lag-ms 90s"
     assert shell("topic", "create", "clicks", *words.split()) == "created topic clicks (3 partitions, plain)\n"
     described = shell.json("topic", "describe", "clicks")
     assert described["settings"] == {
@@ -58,6 +58,8 @@ def test_every_setting_of_a_topic_can_be_given(shell: Shell) -> None:
         "max_record_bytes": 1 << 20,
         "durability": "disk",
         "producer_expiry_ms": 86_400_000,
+        "delete_retention_ms": 2 * 3_600_000,
+        "min_compaction_lag_ms": 90_000,
     }
     assert [part["partition"] for part in described["partitions"]] == [0, 1, 2]
 

@@ -1,6 +1,7 @@
 #include "faults.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
@@ -9,7 +10,7 @@
 static struct sc_os_table real;
 static atomic_int calls;
 static int fail_at, fail_with;
-static bool fail_sticky;
+static bool fail_sticky, fail_kills;
 static atomic_bool failed;
 static const char *failed_name = "nothing";
 
@@ -18,6 +19,8 @@ static bool fails(const char *name)
     int number = atomic_fetch_add(&calls, 1) + 1;
     if (number != fail_at && !(fail_sticky && number > fail_at))
         return false;
+    if (fail_kills)
+        raise(SIGKILL);
     if (!atomic_exchange(&failed, true))
         failed_name = name;
     errno = fail_with;
@@ -69,6 +72,11 @@ static int faulty_zero(int fd, int64_t position, int64_t size)
 static int faulty_truncate(int fd, int64_t size)
 {
     return fails("truncate") ? -1 : real.truncate(fd, size);
+}
+
+static int faulty_set_modified(int fd, int64_t modified_ns)
+{
+    return fails("set_modified") ? -1 : real.set_modified(fd, modified_ns);
 }
 
 static int faulty_sync(int fd)
@@ -139,6 +147,7 @@ void faults_arm(int number, int error_number, bool sticky)
     sc_os.allocate = faulty_allocate;
     sc_os.zero = faulty_zero;
     sc_os.truncate = faulty_truncate;
+    sc_os.set_modified = faulty_set_modified;
     sc_os.sync = faulty_sync;
     sc_os.sync_data = faulty_sync_data;
     sc_os.map = faulty_map;
@@ -149,6 +158,12 @@ void faults_arm(int number, int error_number, bool sticky)
     sc_os.list = faulty_list;
     sc_os.lock = faulty_lock;
     sc_os.is_locked = faulty_is_locked;
+}
+
+void faults_arm_kill(int number)
+{
+    faults_arm(number, EIO, false);
+    fail_kills = true;
 }
 
 bool faults_disarm(void)

@@ -22,7 +22,8 @@ CONTINUATION = 0xFFFFFFFF
 HEADER = struct.Struct("<4sHHIIqqqiiqqqqhHiiIqqq8s")  # the 128 bytes of a `Header`
 FLAG_CONTROL = 1 << 1
 FLAG_CODEC = 3 << 3
-FLAGS_KNOWN = (1 << 7) - 1
+FLAG_SPARSE = 1 << 7
+FLAGS_KNOWN = (1 << 8) - 1
 NODES_AT, ROWS_AT, BODY_LENGTH_AT = 104, 64, 24
 NODES, BUFFERS = 8, 19  # of a plain topic: offset, timestamp, key, value, headers, struct, its key, its value
 
@@ -115,8 +116,8 @@ def _headers(buffers: list[memoryview], rows: int, pairs: int) -> list[tuple[tup
 # ---- a batch ----
 
 
-def _read_batch(data: memoryview, position: int) -> tuple[int, list[Row]]:
-    """The message at `position`: (its size, its records)."""
+def _read_batch(data: memoryview, position: int) -> tuple[Header, list[Row]]:
+    """The message at `position`: (its header, its records)."""
     (metadata_size,) = struct.unpack_from("<I", data, position + 4)
     body_at = position + 8 + metadata_size
     if (8 + metadata_size) % 64 or body_at + HEADER.size > len(data):
@@ -135,9 +136,13 @@ def _read_batch(data: memoryview, position: int) -> tuple[int, list[Row]]:
     if header.flags & FLAG_CODEC:
         raise FormatError(f"the batch at {position} is compressed: this example does not read those")
     rows = [] if header.flags & FLAG_CONTROL else _read_rows(metadata, body, header.record_count)
-    if rows and (rows[0].offset, rows[-1].offset) != (header.base_offset, header.last_offset):
+    covered = range(header.base_offset, header.last_offset + 1)
+    offsets = [row.offset for row in rows]
+    dense = offsets == list(covered) or header.flags & FLAG_CONTROL
+    sparse = header.flags & FLAG_SPARSE and offsets == sorted(set(offsets) & set(covered))
+    if not dense and not sparse:
         raise FormatError(f"the batch at {position} has other offsets than its header")
-    return header.total_size, rows
+    return header, rows
 
 
 def _read_rows(metadata: memoryview, body: memoryview, records: int) -> list[Row]:
@@ -166,6 +171,12 @@ def _read_rows(metadata: memoryview, body: memoryview, records: int) -> list[Row
 
 def read_segment(path: Path) -> Iterator[Row]:
     """The records of one segment file, oldest first."""
+    for _, rows in read_batches(path):
+        yield from rows
+
+
+def read_batches(path: Path) -> Iterator[tuple[Header, list[Row]]]:
+    """The batches of one segment file: (header, records)."""
     data = memoryview(path.read_bytes())
     continuation, size = struct.unpack_from("<II", data)
     if continuation != CONTINUATION or (8 + size) % 64 or 8 + size > len(data):
@@ -177,20 +188,21 @@ def read_segment(path: Path) -> Iterator[Row]:
             return  # zeros: the end so far; FFFFFFFF 00000000: the end of a sealed segment
         if continuation != CONTINUATION:
             raise FormatError(f"no Arrow message at {position} of {path}")
-        total, rows = _read_batch(data, position)
-        yield from rows
-        position += total
+        header, rows = _read_batch(data, position)
+        yield header, rows
+        position += header.total_size
 
 
 def read_partition(folder: Path) -> Iterator[Row]:
-    """The records of one partition, oldest first. Offsets have no gaps."""
-    before = None
-    for path in sorted(folder.glob("[0-9]" * 20 + ".arrows")):
-        for row in read_segment(path):
-            if before is not None and row.offset != before + 1:
-                raise FormatError(f"records are missing before offset {row.offset} in {path}")
-            before = row.offset
-            yield row
+    """The records of one partition, oldest first. Batches cover all offsets, but records may be missing in them."""
+    batches = [(path, *batch) for path in sorted(folder.glob("[0-9]" * 20 + ".arrows")) for batch in read_batches(path)]
+    start = max((header.start_offset for _, header, _ in batches), default=0)
+    end = None
+    for path, header, rows in batches:
+        if end is not None and header.base_offset != end and header.last_offset >= start:
+            raise FormatError(f"records are missing before offset {header.base_offset} in {path}")
+        end = header.last_offset + 1
+        yield from (row for row in rows if row.offset >= start)
 
 
 def _plain(value: object) -> object:

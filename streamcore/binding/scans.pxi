@@ -30,11 +30,36 @@ cdef class MappedBytes:
 
 cdef class Batch:
     """What a scan stands on. `dense`: every row from `first_row` on, `row_count` of them, is wanted."""
-    cdef readonly int64_t base_offset, record_count, first_row, row_count, position
-    cdef readonly int partition, codec
+    cdef readonly int64_t base_offset, last_offset, record_count, first_row, row_count, position
+    cdef readonly int partition, codec, flags
     cdef readonly uint32_t schema_version
     cdef readonly bint has_headers, dense
     cdef readonly object message  # MappedBytes of a compressed batch, or None
+
+
+cdef Batch batch_of(const sc_batch *found, bint dense):
+    cdef Batch batch = Batch.__new__(Batch)
+    cdef MappedBytes message
+    batch.base_offset = found.base_offset
+    batch.last_offset = found.last_offset
+    batch.record_count = found.record_count
+    batch.first_row = found.first_row
+    batch.row_count = found.row_count
+    batch.position = found.position
+    batch.partition = <int>found.partition
+    batch.codec = found.codec
+    batch.flags = found.flags
+    batch.schema_version = found.schema_version
+    batch.has_headers = found.has_headers
+    batch.dense = dense
+    if found.codec != 0:
+        message = MappedBytes.__new__(MappedBytes)
+        message.mapping = found.mapping
+        sc_mapping_retain(message.mapping)
+        message.data = found.message
+        message.size = found.message_size
+        batch.message = message
+    return batch
 
 
 cdef void release_array(object capsule) noexcept:
@@ -145,25 +170,8 @@ cdef class Scan:
         return self.current(dense) if self.advance(&dense) else None
 
     cdef Batch current(self, bint dense):
-        cdef Batch batch = Batch.__new__(Batch)
-        cdef MappedBytes message
-        batch.base_offset = self.batch.base_offset
-        batch.record_count = self.batch.record_count
-        batch.first_row = self.batch.first_row
-        batch.row_count = self.batch.row_count
-        batch.position = self.batch.position
-        batch.partition = <int>self.batch.partition
-        batch.codec = self.batch.codec
-        batch.schema_version = self.batch.schema_version
-        batch.has_headers = self.batch.has_headers
-        batch.dense = dense
+        cdef Batch batch = batch_of(&self.batch, dense)
         if self.batch.codec != 0:
-            message = MappedBytes.__new__(MappedBytes)
-            message.mapping = self.batch.mapping
-            sc_mapping_retain(message.mapping)
-            message.data = self.batch.message
-            message.size = self.batch.message_size
-            batch.message = message
             self.bytes_exported += self.batch.message_size
         return batch
 
