@@ -639,11 +639,16 @@ static void note_batches(append_state *self)
     sc_segment_release(segment);
 }
 
+static int check_room(const append_state *self, sc_error *error)
+{
+    if (self->record_count <= INT64_MAX - self->tail.end_offset)
+        return SC_OK;
+    return sc_fail(error, SC_RANGE, "the log ends at offset %lld: there are no more", (long long)self->tail.end_offset);
+}
+
 /* Stores the batches at the end of the log, which is known, and publishes them. */
 static int write_locked(append_state *self, sc_error *error)
 {
-    if (self->record_count > INT64_MAX - self->tail.end_offset)
-        return sc_fail(error, SC_RANGE, "the log ends at offset %lld: there are no more", (long long)self->tail.end_offset);
     int code = ensure_segment(self, error);
     if (code != SC_OK)
         return code;
@@ -726,6 +731,9 @@ static int append_locked(append_state *self, int64_t *repeated_end, sc_error *er
         return code;
     if (request->expected_offset >= 0 && request->expected_offset != self->tail.end_offset)
         return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
+    code = check_room(self, error);
+    if (code != SC_OK)
+        return code;
     int64_t old_end = self->tail.end_offset;
     bool all_decided = self->tail.stable_offset == old_end && !request->transactional;
     self->stable_offset = all_decided ? old_end + self->record_count : self->tail.stable_offset;
@@ -868,7 +876,9 @@ static int append_marker_locked(append_state *self, const sc_marker *marker, int
     if (code != SC_OK || !needed)
         return code;
     int64_t end_offset = self->tail.end_offset;
-    code = write_locked(self, error);
+    code = check_room(self, error);
+    if (code == SC_OK)
+        code = write_locked(self, error);
     if (code != SC_OK)
         return code;
     *offset = end_offset;
