@@ -17,6 +17,7 @@ from typing import Any, ForwardRef
 
 import streamcore
 import streamcore.ingest
+import streamcore.retention
 import streamcore.sql
 
 PAGE = Path(__file__).with_name("api.md")
@@ -36,6 +37,8 @@ Names that signatures use:
 | name | what it is |
 |---|---|
 | `Bound` | an int offset, an aware `datetime`, `"earliest"`, `"latest"`, or a mapping {partition: any of these} |
+| `Before` | an int offset, an aware `datetime`, `"latest"`, or a mapping {partition: any of these} |
+| `Stop` | a callable that returns True when the work is to end |
 | `Durability` | `"os"` or `"disk"`; None leaves it to the topic, and the topic to the store |
 | `Mode` | `"rw"` or `"r"` |
 | `Unpack[TopicSettings]` | the fields of [TopicConfig](#topicconfig), by name |
@@ -47,7 +50,12 @@ SECTIONS = (
     ("Store", streamcore, ("Store",)),
     ("Topic", streamcore, ("Topic", "TopicConfig")),
     ("Scan and records", streamcore, ("Scan", "Record")),
-    ("Values that calls return", streamcore, ("Span", "Partition", "Segment", "ScanMetrics", "Problem", "Digest")),
+    (
+        "Values that calls return",
+        streamcore,
+        ("Span", "Partition", "Segment", "Removed", "Rewritten", "RetentionReport", "ScanMetrics", "Problem", "Digest"),
+    ),
+    ("Retention", streamcore.retention, ("apply_retention",)),
     ("SQL", streamcore.sql, ("query", "QueryMetrics")),
     ("Ingesting files", streamcore.ingest, ("ingest", "IngestOptions", "IngestReport", "BadRow", "IngestError")),
 )
@@ -74,8 +82,8 @@ ATTRIBUTES = {
 # Public only because the package's own classes call each other through them; as is what says "called by".
 PLUMBING = {
     "Store": {"check_open"},
-    "Topic": {"folder", "mark_unflushed", "open", "partition_count", "verify_partition"},
-    "TopicConfig": {"changed"},
+    "Topic": {"folder", "mark_unflushed", "open", "open_rewrite", "partition_count", "verify_partition", "versions"},
+    "TopicConfig": {"changed", "compacts", "deletes"},
     "IngestOptions": {"meaning"},
 }
 

@@ -301,6 +301,85 @@ def test_a_topic_without_compaction_has_a_table_too(make_topic: Callable[..., sc
     assert topic.table(columns=["key", "value"]).to_pydict() == {"key": [b"x", b"y"], "value": [b"c", b"d"]}
 
 
+# ---- transactions ----------------------------------------------------------------------------------------------
+
+
+def committed_and_all(topic: sc.Topic) -> tuple[list[sc.Record], list[sc.Record]]:
+    return list(topic.scan()), list(topic.scan(isolation="uncommitted"))
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_aborted_records_leave_and_never_count_as_the_latest(store: sc.Store, compression: str) -> None:
+    topic = store.create_topic("a", cleanup="compact", segment_bytes=SMALL, compression=compression)
+    model: dict[bytes, bytes] = {}
+    for i in range(60):
+        keys = [b"key %d" % (i * j % 17) for j in range(1, 4)]
+        values = [b"%d.%d" % (i, j) for j in range(3)]
+        transaction = store.transaction(f"etl {i % 2}")
+        for key, value in zip(keys, values, strict=True):
+            transaction.append(topic, [value], keys=[key])
+        if i % 3 == 0:
+            transaction.abort()
+        else:
+            transaction.commit()
+            model.update(zip(keys, values, strict=True))
+        if i % 20 == 19:
+            topic.roll()
+    records, before = list(topic.scan()), topic.table()
+    assert dict(zip(before["key"].to_pylist(), before["value"].to_pylist(), strict=True)) == model
+    assert topic.compact()
+    assert list(topic.scan()) == survivors(records, topic.segments()[-1].base_offset)
+    committed, everything = committed_and_all(topic)
+    assert committed == everything
+    assert topic.table().equals(before)
+    assert all(topic.latest(key).value == value for key, value in model.items())  # type: ignore[union-attr]
+    assert store.verify() == []
+    with store.transaction("etl 0") as again:
+        again.append(topic, [b"on"], keys=[b"key 0"])
+    assert topic.latest(b"key 0").value == b"on"  # type: ignore[union-attr]
+
+
+def test_nothing_behind_the_first_open_transaction_is_compacted(store: sc.Store) -> None:
+    topic = store.create_topic("a", cleanup="compact", segment_bytes=SMALL)
+    for value in range(3):
+        put(topic, "key", value)
+    topic.roll()
+    transaction = store.transaction("etl")
+    transaction.append(topic, [b"open"], keys=[b"key"])
+    topic.roll()
+    for value in range(3, 6):
+        put(topic, "key", value)
+    topic.roll()
+    topic.compact()
+    assert [r.offset for r in topic.scan(isolation="uncommitted")] == [2, 3, 4, 5, 6]
+    assert contents(topic) == {"key": 2}
+    transaction.abort()
+    topic.roll()
+    topic.compact()
+    assert [r.offset for r in topic.scan(isolation="uncommitted")] == [6]
+    assert contents(topic) == {"key": 5}
+
+
+def test_consolidation_shows_committed_readers_the_same(store: sc.Store) -> None:
+    topic = store.create_topic("a", segment_bytes=SMALL)
+    for i in range(150):
+        transaction = store.transaction(f"etl {i % 3}")
+        transaction.append(topic, [b"%d" % i])
+        topic.append([b"plain %d" % i])
+        transaction.append(topic, [b"%d again" % i])
+        transaction.abort() if i % 4 == 1 else transaction.commit()
+    topic.roll()
+    before = list(topic.scan())
+    done = topic.consolidate()
+    aborted = 2 * len(range(1, 150, 4))
+    removed = sum(one.records_before - one.records_after for one in done)
+    assert aborted - 10 <= removed <= aborted  # a last segment of few batches is not worth it
+    committed, everything = committed_and_all(topic)
+    assert (committed, len(everything)) == (before, len(before) + aborted - removed)
+    assert topic.scan().count() == len(before)
+    assert store.verify() == []
+
+
 # ---- others ----------------------------------------------------------------------------------------------------
 
 READER = """
