@@ -325,7 +325,10 @@ class Coordinator:
     def _mark(
         self, places: Iterable[Place], producer_id: int, epoch: int, *, commit: bool, fence: bool = False
     ) -> list[tuple[Place, int]]:
-        """Writes a marker to each place where the transaction is open; deleted topics need none. Raises the first error."""
+        """Writes a marker to each place where the transaction is open; a deleted topic needs none.
+
+        Raises the first error when all other places have theirs.
+        """
         written = []
         failure: StreamcoreError | OSError | None = None
         for topic_id, partition in places:

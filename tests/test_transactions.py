@@ -182,6 +182,20 @@ def test_one_transaction_spans_segments_and_readers_of_the_file_alone(store_path
         assert store.topic("t").scan(isolation="uncommitted").count() == 400
 
 
+def test_what_a_segment_says_of_its_size_holds_the_last_marker(store_path: Path, tmp_path: Path) -> None:
+    """A backup copies that much of a live segment (docs/durability.md)."""
+    with sc.open(store_path) as store:
+        topic = store.create_topic("t")
+        with store.transaction("etl") as transaction:
+            transaction.append(topic, [b"1"])
+        [segment] = topic.segments()
+        data = Path(segment.path).read_bytes()[: segment.size_bytes]
+    Path(segment.path).write_bytes(data)
+    with sc.open(store_path) as store:
+        assert values_of(store.topic("t")) == [b"1"]
+        assert store.topic("t").partitions[0].stable_offset == 2
+
+
 # ---- isolation ----------------------------------------------------------------------------------------------------
 
 
