@@ -254,7 +254,7 @@ static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t e
             summary->max_timestamp = look.header.max_timestamp;
         position += look.header.total_size;
         offset = look.header.last_offset + 1;
-        if (look.header.record_count > 0)
+        if (look.header.record_count > 0 || (look.header.flags & SC_FLAG_CONTROL) != 0)
             summary->size = position;
     }
     summary->end_offset = offset;

@@ -24,7 +24,7 @@ typedef struct sc_index_entry {
 
 typedef struct sc_summary {
     int64_t end_offset;
-    int64_t size; /* bytes up to the end of the last batch with records */
+    int64_t size; /* bytes up to the end of the last batch that says something: it has records, or is a control batch */
     int64_t count, min_timestamp, max_timestamp;
     bool transactional; /* it has batches of transactions, which may be aborted */
 } sc_summary;

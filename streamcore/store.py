@@ -361,6 +361,7 @@ class Store:
             self._close()
 
     def _close(self) -> None:
+        self._abort_transactions()
         with self.lock:
             if self.closed:
                 return
@@ -379,6 +380,14 @@ class Store:
         self.catalog.close()
         if failures:
             raise failures[0]
+
+    def _abort_transactions(self) -> None:
+        if self._coordinator is None or self.closed:
+            return
+        try:
+            self._coordinator.abort_all()
+        except (StreamcoreError, OSError) as error:  # they end when their time is over
+            _log.warning("transactions in %s could not be aborted: %s", self.path, error)
 
     def __enter__(self) -> Self:
         self.check_open()

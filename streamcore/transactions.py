@@ -30,6 +30,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -152,6 +153,7 @@ class Coordinator:
         self._boot = _boot_id()
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
+        self._begun: weakref.WeakSet[Transaction] = weakref.WeakSet()
         self._marked: dict[tuple[int, int], list[tuple[Place, int]]] = {}  # decisions of ours: their markers
         store.catalog.ensure_tables(_TABLES.strip().rstrip(";"))
 
@@ -325,7 +327,10 @@ class Coordinator:
     def _mark(
         self, places: Iterable[Place], producer_id: int, epoch: int, *, commit: bool, fence: bool = False
     ) -> list[tuple[Place, int]]:
-        """Writes a marker to each place where the transaction is open; deleted topics need none. Raises the first error."""
+        """Writes a marker to each place where the transaction is open; a deleted topic needs none.
+
+        Raises the first error when all other places have theirs.
+        """
         written = []
         failure: StreamcoreError | OSError | None = None
         for topic_id, partition in places:
@@ -363,6 +368,19 @@ class Coordinator:
         with self._lock:
             for key in settled:
                 self._marked.pop(key, None)
+
+    def note_begun(self, transaction: Transaction) -> None:
+        """Remembers it, so that the store's end is its end."""
+        self._begun.add(transaction)
+
+    def abort_all(self) -> None:
+        """Called before the store is closed: what it has left open is aborted, and hinders no reader any more."""
+        for transaction in list(self._begun):
+            if transaction.state != "open":
+                continue
+            row = self._row(transaction.transactional_id)
+            if row is not None and row.open and row[1:3] == (transaction.producer_id, transaction.epoch):
+                self._expire(row)
 
     def settle_all(self) -> None:
         """Called when all topics were flushed and closed: all our decisions are done with."""
@@ -564,6 +582,7 @@ class Transaction:
         self._state: Literal["open", "committed", "aborted", "failed", "fenced"] = "open"
         self._offsets: list[tuple[OffsetSource, OffsetsToCommit]] = []
         self._writer = _Writer(store, coordinator, transactional_id, *coordinator.begin(transactional_id, timeout_ms))
+        coordinator.note_begun(self)
 
     @property
     def transactional_id(self) -> str:

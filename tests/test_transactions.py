@@ -182,6 +182,20 @@ def test_one_transaction_spans_segments_and_readers_of_the_file_alone(store_path
         assert store.topic("t").scan(isolation="uncommitted").count() == 400
 
 
+def test_what_a_segment_says_of_its_size_holds_the_last_marker(store_path: Path, tmp_path: Path) -> None:
+    """A backup copies that much of a live segment (docs/durability.md)."""
+    with sc.open(store_path) as store:
+        topic = store.create_topic("t")
+        with store.transaction("etl") as transaction:
+            transaction.append(topic, [b"1"])
+        [segment] = topic.segments()
+        data = Path(segment.path).read_bytes()[: segment.size_bytes]
+    Path(segment.path).write_bytes(data)
+    with sc.open(store_path) as store:
+        assert values_of(store.topic("t")) == [b"1"]
+        assert store.topic("t").partitions[0].stable_offset == 2
+
+
 # ---- isolation ----------------------------------------------------------------------------------------------------
 
 
@@ -490,6 +504,20 @@ def test_a_closed_store_ends_its_transactions_with_an_error(store_path: Path) ->
             call()
 
 
+def test_closing_a_store_aborts_what_it_has_left_open(store_path: Path) -> None:
+    with sc.open(store_path) as other:
+        topic = other.create_topic("t")
+        with sc.open(store_path) as store:
+            left, taken = store.transaction("left"), store.transaction("taken")
+            left.append("t", [b"1"])
+            taken.append("t", [b"2"])
+            newer = other.transaction("taken")
+            newer.append(topic, [b"3"])
+        topic.append([b"4"])
+        newer.commit()
+        assert values_of(topic) == [b"3", b"4"]
+
+
 @pytest.mark.parametrize("durability", ["os", "disk"])
 @pytest.mark.parametrize("commit", [True, False])
 def test_a_topic_that_is_deleted_in_the_middle_does_not_stop_the_others(
@@ -542,6 +570,7 @@ def die(store_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Coordinator, "_mark", lambda *_, **__: (_ for _ in ()).throw(sc.StreamcoreError("killed")))
             transaction.commit()
+    monkeypatch.setattr(Coordinator, "abort_all", lambda self: None)
     store.close()
 
 
@@ -756,7 +785,7 @@ class TransactionMachine(RuleBasedStateMachine):
         for name, (number, transaction) in list(self.live.items()):
             if transaction._store is self.stores[which]:
                 del self.live[name]
-                self.outcomes[number] = "left"
+                self.outcomes[number] = "aborted"
         self.zombies = []
         self.stores[which].close()
         if hints:
@@ -768,9 +797,6 @@ class TransactionMachine(RuleBasedStateMachine):
             self.outcomes[number] = "aborted"
             self.zombies.append(transaction)
         self.live.clear()
-        for number, outcome in self.outcomes.items():
-            if outcome == "left":
-                self.outcomes[number] = "aborted"
 
     @invariant()
     def readers_see_what_the_model_says(self) -> None:

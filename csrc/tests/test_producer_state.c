@@ -1,5 +1,6 @@
 /* Producers and transactions: the table by itself, and in logs with rolls, crashes and lost hints. */
 #include <errno.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -604,6 +605,56 @@ static void test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batc
     }
 }
 
+/* The file as it was flushed and as it is at the end, mixed sector by sector: any of them may have reached the drive. */
+static void test_any_sectors_that_reached_the_drive_give_a_prefix_with_its_own_stable_offset(void)
+{
+    enum { SECTOR = 512, EVENTS = 40, TRIALS = 250 };
+    static model self;
+    static int64_t stable_at[MODEL_MAX];
+    memset(&self, 0, sizeof self);
+    memset(self.open, 0xff, sizeof self.open);
+    memset(stable_at, 0xff, sizeof stable_at);
+    random_seed(77);
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    int64_t flushed = 0, sizes[2];
+    uint8_t *states[2];
+    segment_file(file, path, 0, 0);
+    for (int i = 0; i < EVENTS; i++) {
+        step(&self, topic);
+        stable_at[self.end] = stable_of(&self);
+        if (i == EVENTS / 3) {
+            CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+            states[0] = file_read(file, &sizes[0]);
+            flushed = self.end;
+        }
+    }
+    topic_abandon(topic);
+    states[1] = file_read(file, &sizes[1]);
+    uint8_t *mixed = malloc((size_t)sizes[1]);
+    for (int trial = 0; trial < TRIALS; trial++) {
+        uint32_t percent = 50 + random_below(50);
+        for (int64_t at = 0; at < sizes[1]; at += SECTOR) {
+            bool is_new = at + SECTOR > sizes[0] || random_below(100) < percent;
+            memcpy(mixed + at, states[is_new] + at, SECTOR);
+        }
+        file_write(file, mixed, sizes[1]);
+        pretend_power_loss(path);
+        topic = topic_open(path, true);
+        sc_partition_info info = info_of(topic);
+        CHECK(info.end_offset >= flushed && stable_at[info.end_offset] >= 0);
+        CHECK_EQ(info.stable_offset, stable_at[info.end_offset]);
+        for (int p = 0; p < MODEL_PRODUCERS; p++) /* whatever was open there can be ended */
+            (void)finish(topic, p + 1, 0, false);
+        CHECK_EQ(info_of(topic).stable_offset, info_of(topic).end_offset);
+        topic_abandon(topic);
+    }
+    free(mixed);
+    free(states[0]);
+    free(states[1]);
+    folder_remove(path);
+}
+
 static void test_a_marker_that_a_failing_call_stopped_can_be_written_again(void)
 {
     for (int number = 1; number < 60; number++) {
@@ -628,6 +679,86 @@ static void test_a_marker_that_a_failing_call_stopped_can_be_written_again(void)
         if (!failed)
             break;
     }
+}
+
+/* ---- threads --------------------------------------------------------------------------------------------------- */
+
+enum { WRITERS = 3, READERS = 2, TRANSACTIONS = 60 };
+static sc_topic *shared;
+static atomic_int writers_left;
+
+/* Each transaction knows how it will end: its values begin with 1 when it is committed. */
+static void *write_transactions(void *argument)
+{
+    int64_t id = (int64_t)(intptr_t)argument;
+    uint8_t text[100] = {0};
+    sc_error own;
+    for (int16_t epoch = 0; epoch < TRANSACTIONS; epoch++) {
+        text[0] = epoch % 3 != 0;
+        sc_bytes value = {text, sizeof text};
+        sc_batch_input input = {.count = 1, .values = &value, .timestamp = FIRST_TIME};
+        sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
+                            .expected_offset = -1, .producer = {id, epoch, 0}, .transactional = true};
+        int64_t first, end, offset;
+        for (; append.producer.sequence < 4; append.producer.sequence++)
+            CHECK_OK(sc_partition_append(shared, 0, &append, &first, &end, &own), own);
+        sc_marker marker = {.producer_id = id, .epoch = epoch, .commit = text[0] == 1};
+        CHECK_OK(sc_partition_append_marker(shared, 0, &marker, &offset, &own), own);
+    }
+    atomic_fetch_sub(&writers_left, 1);
+    return NULL;
+}
+
+static int64_t read_committed(sc_error *own)
+{
+    sc_partition_info info;
+    sc_scan *found;
+    sc_batch batch;
+    sc_rows rows;
+    int64_t count = 0;
+    CHECK_OK(sc_partition_describe(shared, 0, false, &info, own), *own);
+    sc_range range = {0, 0, info.stable_offset};
+    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
+                               .limit = -1, .verify = true, .committed = true};
+    CHECK_OK(sc_scan_open(shared, &options, &found, own), *own);
+    int code;
+    for (; (code = sc_scan_next(found, &batch, own)) == SC_OK; count += batch.row_count) {
+        CHECK_OK(sc_batch_rows(&batch, &rows, own), *own);
+        for (int64_t row = 0; row < rows.count; row++)
+            CHECK_EQ(rows.values[rows.value_ends[row]], 1);
+    }
+    if (code != SC_END)
+        check_error(__FILE__, __LINE__, "sc_scan_next", own);
+    sc_scan_free(found);
+    return count;
+}
+
+static void *read_transactions(void *argument)
+{
+    sc_error own;
+    int64_t before = 0;
+    while (atomic_load(&writers_left) > 0) {
+        int64_t count = read_committed(&own);
+        CHECK(count >= before);
+        before = count;
+    }
+    return argument;
+}
+
+static void test_threads_that_read_while_transactions_end_see_only_what_is_committed(void)
+{
+    pthread_t threads[WRITERS + READERS];
+    folder_make(path);
+    shared = topic_open_with(path, true, 32 << 10);
+    atomic_store(&writers_left, WRITERS);
+    for (int64_t i = 0; i < WRITERS + READERS; i++)
+        CHECK(pthread_create(&threads[i], NULL, i < WRITERS ? write_transactions : read_transactions,
+                             (void *)(intptr_t)(i + 1)) == 0);
+    for (int i = 0; i < WRITERS + READERS; i++)
+        pthread_join(threads[i], NULL);
+    CHECK_EQ(read_committed(&error), (int64_t)WRITERS * 4 * (TRANSACTIONS - (TRANSACTIONS + 2) / 3));
+    topic_close(shared);
+    folder_remove(path);
 }
 
 /* ---- waiting --------------------------------------------------------------------------------------------------- */
@@ -666,7 +797,9 @@ int main(int argc, char **argv)
     RUN(test_an_empty_last_segment_does_not_hide_an_open_transaction);
     RUN(test_logs_of_transactions_equal_a_model);
     RUN(test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch);
+    RUN(test_any_sectors_that_reached_the_drive_give_a_prefix_with_its_own_stable_offset);
     RUN(test_a_marker_that_a_failing_call_stopped_can_be_written_again);
+    RUN(test_threads_that_read_while_transactions_end_see_only_what_is_committed);
     RUN(test_a_wait_for_stable_records_ends_with_the_marker);
     return 0;
 }

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 import streamcore as sc
+from streamcore.transactions import finish_transactions, now_ms
 
 from .forkserver import Channel, ForkServer
 from .logs import TOPIC, values_of
@@ -114,6 +115,34 @@ def test_an_append_too_large_for_the_disk_fails_whole_and_a_smaller_one_works(mo
         topic.append([b"after"])
         assert values_of(topic) == [b"before", b"after"]
     check(store_path, [b"before", b"after"])
+
+
+@pytest.mark.parametrize("durability", ["os", "disk"])
+def test_a_disk_that_fills_in_a_transaction_aborts_it_and_the_next_one_is_whole(durability: Any, mount: Mount) -> None:
+    store_path = mount.path / "store"
+    with sc.open(store_path) as store:
+        topics = [store.create_topic(name) for name in ("a", "b")]
+        with store.transaction("etl", durability=durability) as transaction:
+            for topic in topics:
+                transaction.append(topic, [b"kept"])
+        with full(mount, left=1 << 20):
+            with pytest.raises(sc.StorageError) as caught:
+                with store.transaction("etl", durability=durability) as transaction:
+                    for number in range(10_000):
+                        transaction.append(topics[number % 2], [bytes(40_000)])
+            check_is_full(caught.value)
+            assert transaction.state in ("open", "aborted", "failed")
+            assert [topic.scan().count() for topic in topics] == [1, 1]
+        finish_transactions(store, now_ms() + 10**9)
+        with store.transaction("etl", durability=durability) as transaction:
+            for topic in topics:
+                transaction.append(topic, [b"behind"])
+    with sc.open(store_path) as store:
+        for name in ("a", "b"):
+            topic = store.topic(name)
+            assert values_of(topic) == [b"kept", b"behind"]
+            assert topic.partitions[0].stable_offset == topic.partitions[0].end_offset
+        assert store.verify() == []
 
 
 @pytest.mark.parametrize("left", [0, 64 << 10, 256 << 10])
