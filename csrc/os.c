@@ -245,6 +245,41 @@ static int real_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
 #endif
 }
 
+#if defined(__linux__)
+#if !defined(SYS_futex_waitv)
+#define SYS_futex_waitv 449 /* the same number on every architecture */
+#endif
+enum { WAITV_U32 = 2 };
+
+/* struct futex_waitv of the kernel, which older headers lack */
+typedef struct waitv_word {
+    uint64_t expected, address;
+    uint32_t flags, reserved;
+} waitv_word;
+#endif
+
+static int real_wait_any(const sc_wait_word *words, int count, int64_t timeout_ns)
+{
+#if defined(__linux__)
+    waitv_word given[SC_WAIT_WORDS_MAX];
+    struct timespec limit;
+    for (int i = 0; i < count; i++)
+        given[i] = (waitv_word){words[i].expected, (uint64_t)(uintptr_t)words[i].word, WAITV_U32, 0};
+    clock_gettime(CLOCK_MONOTONIC, &limit); /* the limit is a moment here, not a span */
+    limit.tv_sec += timeout_ns / 1000000000;
+    limit.tv_nsec += timeout_ns % 1000000000;
+    if (limit.tv_nsec >= 1000000000) {
+        limit.tv_sec++;
+        limit.tv_nsec -= 1000000000;
+    }
+    return (int)syscall(SYS_futex_waitv, given, count, 0, timeout_ns < 0 ? NULL : &limit, CLOCK_MONOTONIC);
+#else
+    (void)words, (void)count, (void)timeout_ns;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
 static int real_wake(uint32_t *word)
 {
 #if defined(__linux__)
@@ -291,6 +326,7 @@ static const struct sc_os_table real_table = {
     .lock = real_lock,
     .is_locked = real_is_locked,
     .wait = real_wait,
+    .wait_any = real_wait_any,
     .wake = real_wake,
     .now_ms = real_now_ms,
     .monotonic_ns = real_monotonic_ns,
@@ -318,6 +354,7 @@ struct sc_os_table sc_os = {
     .lock = real_lock,
     .is_locked = real_is_locked,
     .wait = real_wait,
+    .wait_any = real_wait_any,
     .wake = real_wake,
     .now_ms = real_now_ms,
     .monotonic_ns = real_monotonic_ns,

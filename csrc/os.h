@@ -21,6 +21,13 @@ typedef struct sc_file_stat {
     int64_t modified_ns; /* since 1970 */
 } sc_file_stat;
 
+/* A word to sleep on, and the value that it has as far as the sleeper knows. */
+typedef struct sc_wait_word {
+    uint32_t *word;
+    uint32_t expected;
+} sc_wait_word;
+enum { SC_WAIT_WORDS_MAX = 128 }; /* of one wait_any: the limit of Linux (FUTEX_WAITV_MAX) */
+
 typedef int (*sc_name_callback)(void *context, const char *name);
 
 struct sc_os_table {
@@ -53,6 +60,9 @@ struct sc_os_table {
     int (*is_locked)(int fd, int64_t byte);
     /* Sleeps while *word == expected, at most timeout_ns (-1: no limit); spurious returns are allowed. */
     int (*wait)(uint32_t *word, uint32_t expected, int64_t timeout_ns);
+    /* The same for several words: sleeps while each of them is as expected. ENOSYS where the system has no such call
+     * (Linux before 5.16): the caller then looks for itself from time to time. */
+    int (*wait_any)(const sc_wait_word *words, int count, int64_t timeout_ns);
     int (*wake)(uint32_t *word);
     int64_t (*now_ms)(void);
     int64_t (*monotonic_ns)(void);

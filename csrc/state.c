@@ -7,7 +7,7 @@
 #include "error.h"
 #include "os.h"
 
-enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_PARTITION = 1 << 20, LOCK_REWRITING = 1 << 21, PAGE = 4096 };
+enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_READERS = 2, LOCK_PARTITION = 1 << 20, LOCK_REWRITING = 1 << 21, PAGE = 4096 };
 static const uint8_t unknown_boot[16];
 static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
 
@@ -233,9 +233,26 @@ void sc_slot_publish(sc_slot *slot, const sc_tail *tail)
     atomic_store_explicit(&slot->version, version, memory_order_release);
 }
 
+bool sc_state_announce_reader(sc_state *state)
+{
+    if (atomic_load(&state->reader_waits) || state->fd < 0)
+        return false;
+    return sc_os.lock(state->fd, LOCK_READERS, SC_LOCK_SHARED, false) == 0 && !atomic_exchange(&state->reader_waits, true);
+}
+
+/* Asking for the lock takes longer than an append may: once in a while is enough, as readers allow for that. */
+static bool reader_waits(sc_state *state)
+{
+    int64_t now = sc_os.monotonic_ns();
+    if (now - atomic_load_explicit(&state->readers_looked_ns, memory_order_relaxed) >= SC_READERS_LOOK_NS) {
+        atomic_store_explicit(&state->readers_looked_ns, now, memory_order_relaxed);
+        atomic_store_explicit(&state->reader_waits, sc_os.is_locked(state->fd, LOCK_READERS) == SC_LOCK_SHARED,
+                              memory_order_relaxed);
+    }
+    return atomic_load_explicit(&state->reader_waits, memory_order_relaxed);
+}
+
 void sc_state_wake(sc_state *state)
 {
-    sc_state_header *header = sc_state_header_of(state);
-    atomic_fetch_add_explicit(&header->wake, 1, memory_order_release);
-    sc_os.wake((uint32_t *)&header->wake);
+    sc_bell_ring(&sc_state_header_of(state)->bell, reader_waits(state));
 }

@@ -12,8 +12,9 @@
  *
  * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open, and
  * exclusively while the file is wiped; byte 1 is held exclusively by who opens, so that a writer that dies before it has
- * wiped leaves the wiping to the next one; byte LOCK_PARTITION + p is held exclusively while the log of p changes, and
- * byte LOCK_REWRITING + p while segments of p are rewritten.
+ * wiped leaves the wiping to the next one; byte 2 is held shared by a reader that has waited, which cannot say in the
+ * mapping that it sleeps; byte LOCK_PARTITION + p is held exclusively while the log of p changes, and byte
+ * LOCK_REWRITING + p while segments of p are rewritten.
  *
  * A slot has two copies of the tail. Who holds the partition's lock fills the copy that is not current and then counts
  * `version` up, so a reader that finds the same version before and after has read a whole tail, and a writer that dies
@@ -25,14 +26,30 @@
 #include <assert.h>
 #include <stdatomic.h>
 
+#include "os.h"
 #include "streamcore.h"
+
+/* A futex whose waker needs no system call when nobody sleeps. Who is about to sleep sets `asleep`; who wakes takes it back
+ * and wakes all of them. A sleeper that dies leaves `asleep` set, which costs the next waker one call; a waker that dies
+ * before its call leaves sleepers to the end of their slice (wait.c). */
+typedef struct sc_bell {
+    _Atomic uint32_t count; /* of the times that it rang */
+    _Atomic uint32_t asleep;
+} sc_bell;
+
+static inline void sc_bell_ring(sc_bell *bell, bool anyway)
+{
+    atomic_fetch_add(&bell->count, 1); /* before the look at `asleep`: a sleeper does these two the other way round */
+    if ((atomic_load(&bell->asleep) != 0 && atomic_exchange(&bell->asleep, 0) != 0) || anyway)
+        sc_os.wake((uint32_t *)&bell->count);
+}
 
 typedef struct sc_state_header {
     uint8_t magic[8];            /* "SCSTATE1" */
     _Atomic uint32_t generation; /* of the topic's settings */
     _Atomic uint32_t deleted;
-    _Atomic uint32_t wake; /* counts appends; waiters sleep on it */
-    uint32_t reserved[59];
+    sc_bell bell; /* rings with each append */
+    uint32_t reserved[58];
 } sc_state_header;
 static_assert(sizeof(sc_state_header) == 256, "the state header has 256 bytes");
 
@@ -69,6 +86,8 @@ typedef struct sc_state {
     int fd;
     bool writable;
     bool guarded;
+    atomic_bool reader_waits;          /* when last looked at */
+    _Atomic int64_t readers_looked_ns; /* for, by the monotonic clock */
     uint8_t *data;  /* NULL: there is no state file */
     int64_t mapped, allocated;
     char path[SC_PATH_MAX];
@@ -107,6 +126,10 @@ void sc_state_unlock_rewriting(sc_state *state, uint32_t partition);
 bool sc_slot_read(sc_slot *slot, sc_tail *tail);
 /* The caller holds the partition's lock. */
 void sc_slot_publish(sc_slot *slot, const sc_tail *tail);
+/* Wakes who waits for the topic: without a system call, but for one in a millisecond, when nobody does. */
 void sc_state_wake(sc_state *state);
+/* A reader is about to wait: writers that look from SC_READERS_LOOK_NS on will wake it. True the first time. */
+bool sc_state_announce_reader(sc_state *state);
+enum { SC_READERS_LOOK_NS = 1000 * 1000 };
 
 #endif

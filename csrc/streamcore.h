@@ -273,12 +273,6 @@ typedef struct sc_counters {
 /* Also of a topic that is closed. */
 void sc_topic_count(sc_topic *topic, sc_counters *counters);
 
-/* Waits until some partition p of the `count` listed has an end offset (`stable`: a last stable offset) above
- * offsets[p's place], or the time is over (SC_END), or the topic is closed or deleted. Uses no CPU while it waits.
- * timeout_ms < 0: for ever. */
-int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
-                  int64_t timeout_ms, sc_error *error);
-
 /* One problem that sc_partition_verify found. */
 typedef void (*sc_problem_callback)(void *context, const sc_error *problem);
 typedef int (*sc_progress_callback)(void *context, int64_t bytes); /* non-zero stops */
@@ -286,6 +280,44 @@ typedef int (*sc_progress_callback)(void *context, int64_t bytes); /* non-zero s
 /* Reads every byte of a partition and reports all that is wrong. Returns SC_OK also when there are problems. */
 int sc_partition_verify(sc_topic *topic, uint32_t partition, sc_problem_callback problem,
                         sc_progress_callback progress, void *context, sc_error *error);
+
+/* ---- waiting ----------------------------------------------------------------------------------------------- */
+
+/* What interrupts waits: a count that anybody raises. One is of this process, or lies in a file that processes share. */
+typedef struct sc_signal sc_signal;
+
+int sc_signal_new(sc_signal **signal, sc_error *error);
+/* The one in the file `path`, which is made when absent if `writable`. */
+int sc_signal_open(const char *path, bool writable, sc_signal **signal, sc_error *error);
+uint32_t sc_signal_count(const sc_signal *signal);
+/* Counts up and wakes who watches. Nothing happens to one that was opened for reading. */
+void sc_signal_raise(sc_signal *signal);
+void sc_signal_free(sc_signal *signal); /* nobody may be watching any more */
+
+/* Waits for some partition p of the `count` listed to have an end offset (`stable`: a last stable offset) above
+ * offsets[p's place]. */
+typedef struct sc_wait {
+    sc_topic *topic;
+    const uint32_t *partitions;
+    const int64_t *offsets;
+    int64_t count;
+    bool stable;
+} sc_wait;
+
+/* Waits for the count of a signal to be another one than `seen`. */
+typedef struct sc_watch {
+    const sc_signal *signal;
+    uint32_t seen;
+} sc_watch;
+
+/* Returns SC_OK when any of the waits or watches is over, SC_END when the time is over or a signal handler ran, an error
+ * when one of the topics is closed or deleted. Uses no CPU while it waits, except where words are more than the system
+ * can wait for at once (128; one on Linux before 5.16): then it looks 50 times a second. timeout_ms < 0: for ever. */
+int sc_wait_many(const sc_wait *waits, int64_t wait_count, const sc_watch *watches, int64_t watch_count,
+                 int64_t timeout_ms, sc_error *error);
+/* The same for one topic. */
+int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
+                  int64_t timeout_ms, sc_error *error);
 
 /* ---- scans ------------------------------------------------------------------------------------------------- */
 

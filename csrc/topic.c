@@ -8,11 +8,6 @@
 #include "error.h"
 #include "os.h"
 
-enum {
-    WAIT_SLICE_NS = 50 * 1000 * 1000,        /* how often a waiter without live state looks for itself */
-    WAIT_SLICE_LIVE_NS = 1000 * 1000 * 1000, /* and one with it: who appended may have died before the wake-up */
-};
-
 /* ---- opening and closing ----------------------------------------------------------------------------------- */
 
 int sc_topic_open(const char *path, bool writable, const sc_topic_settings *settings, sc_topic **out, sc_error *error)
@@ -293,61 +288,4 @@ void sc_topic_count(sc_topic *topic, sc_counters *counters)
         if (partition != NULL)
             sc_counts_add(&partition->counts, counters);
     }
-}
-
-/* ---- waiting ----------------------------------------------------------------------------------------------- */
-
-static int any_beyond(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
-                      bool *beyond, sc_error *error)
-{
-    *beyond = false;
-    for (int64_t i = 0; i < count && !*beyond; i++) {
-        sc_partition *partition;
-        sc_tail tail;
-        int code = sc_topic_partition(topic, partitions[i], &partition, error);
-        if (code == SC_OK)
-            code = sc_partition_tail(partition, &tail, error);
-        if (code != SC_OK)
-            return code;
-        *beyond = (stable ? tail.stable_offset : tail.end_offset) > offsets[i];
-    }
-    return SC_OK;
-}
-
-static int wait_inside(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count,
-                       bool stable, int64_t timeout_ms, sc_error *error)
-{
-    static uint32_t nothing;
-    int64_t now = sc_os.monotonic_ns();
-    int64_t deadline = timeout_ms < 0 || timeout_ms > (INT64_MAX - now) / 1000000 ? -1 : now + timeout_ms * 1000000;
-    for (;;) {
-        bool live = topic->state.data != NULL && sc_state_is_live(&topic->state, 0);
-        _Atomic uint32_t *wake = live ? &sc_state_header_of(&topic->state)->wake : NULL;
-        uint32_t seen = live ? atomic_load_explicit(wake, memory_order_acquire) : 0;
-        bool beyond;
-        int code = any_beyond(topic, partitions, offsets, count, stable, &beyond, error);
-        if (code != SC_OK || beyond)
-            return code;
-        if (sc_topic_is_deleted(topic))
-            return sc_fail(error, SC_DELETED, "the topic was deleted");
-        if (atomic_load(&topic->closing))
-            return sc_fail(error, SC_CLOSED, "the topic was closed");
-        int64_t left = deadline < 0 ? INT64_MAX : deadline - sc_os.monotonic_ns();
-        if (left <= 0)
-            return SC_END;
-        bool slices = !live || !topic->writable; /* the last writer may leave without a wake-up */
-        int64_t slice = slices ? WAIT_SLICE_NS : WAIT_SLICE_LIVE_NS;
-        sc_os.wait(live ? (uint32_t *)wake : &nothing, seen, left < slice ? left : slice);
-    }
-}
-
-int sc_topic_wait(sc_topic *topic, const uint32_t *partitions, const int64_t *offsets, int64_t count, bool stable,
-                  int64_t timeout_ms, sc_error *error)
-{
-    int code = sc_topic_enter(topic, error);
-    if (code != SC_OK)
-        return code;
-    code = wait_inside(topic, partitions, offsets, count, stable, timeout_ms, error);
-    sc_topic_leave(topic);
-    return code;
 }

@@ -24,6 +24,10 @@ cdef extern from "arrow_abi.h" nogil:
         void (*release)(ArrowArrayStream *)
 
 
+cdef extern from "os.h" nogil:
+    void sc_os_boot_id(uint8_t *id)
+
+
 cdef extern from "streamcore.h" nogil:
     enum:
         SC_OK
@@ -188,6 +192,27 @@ cdef extern from "streamcore.h" nogil:
 
     int sc_partition_segment(sc_topic *, uint32_t, int64_t, sc_segment_info *, sc_error *)
     int sc_topic_wait(sc_topic *, const uint32_t *, const int64_t *, int64_t, bint, int64_t, sc_error *)
+
+    struct sc_signal
+
+    struct sc_wait:
+        sc_topic *topic
+        const uint32_t *partitions
+        const int64_t *offsets
+        int64_t count
+        bool stable
+
+    struct sc_watch:
+        const sc_signal *signal
+        uint32_t seen
+
+    int sc_signal_new(sc_signal **signal, sc_error *error)
+    int sc_signal_open(const char *path, bool writable, sc_signal **signal, sc_error *error)
+    uint32_t sc_signal_count(const sc_signal *signal)
+    void sc_signal_raise(sc_signal *signal)
+    void sc_signal_free(sc_signal *signal)
+    int sc_wait_many(const sc_wait *waits, int64_t wait_count, const sc_watch *watches, int64_t watch_count,
+                     int64_t timeout_ms, sc_error *error)
 
     ctypedef void (*sc_problem_callback)(void *, const sc_error *) noexcept
     ctypedef int (*sc_progress_callback)(void *, int64_t) noexcept

@@ -16,6 +16,7 @@ from libc.string cimport memset
 from streamcore._core cimport *
 
 import datetime
+import time
 
 from streamcore import errors
 
@@ -88,3 +89,4 @@ include "binding/scans.pxi"
 include "binding/topics.pxi"
 include "binding/retention.pxi"
 include "binding/rewriting.pxi"
+include "binding/waiting.pxi"

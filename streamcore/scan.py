@@ -355,6 +355,7 @@ class Scan:
         ranges = [(leg.partition, leg.start, leg.end) for leg in legs]
         scan = _core.Scan(self._core, ranges, low, high, limit, self._verify, self._committed)
         scan.explain = self._topic.explained
+        scan.topic_name = self._topic.name
         self._opened.append(scan)
         return scan
 
@@ -423,7 +424,8 @@ class Scan:
     def _records(self, legs: list[Leg], limit: int) -> Iterator[_core.Record]:
         whole = self._like(self._legs, list(schema.RECORD_COLUMNS))
         scan = self._open(legs, limit)
-        return scan.records(lambda batch: _decode(whole._import(scan, batch, legs[0]), batch.partition), limit)
+        name = self._topic.name
+        return scan.records(lambda batch: _decode(whole._import(scan, batch, legs[0]), batch.partition, name), limit)
 
 
 class _Stream:
@@ -445,11 +447,11 @@ def _column_of(batch: pa.RecordBatch, number: int, path: list[int], partition: i
     return array
 
 
-def _decode(batch: pa.RecordBatch, partition: int) -> Iterator[_core.Record]:
+def _decode(batch: pa.RecordBatch, partition: int, topic: str) -> Iterator[_core.Record]:
     """Records of a batch that is typed, compressed or has headers."""
     offsets, times, keys, values, headers = (batch.column(i) for i in range(len(schema.RECORD_COLUMNS)))
     stamps = times.view(pa.int64()).to_pylist()
     rows = zip(offsets.to_pylist(), stamps, keys.to_pylist(), values.to_pylist(), headers.to_pylist(), strict=True)
     for offset, timestamp, key, value, pairs in rows:
         named = () if not pairs else tuple((pair["key"], pair["value"]) for pair in pairs)
-        yield _core.Record(partition, offset, timestamp, key, value, named)
+        yield _core.Record(partition, offset, timestamp, key, value, named, topic)

@@ -10,7 +10,7 @@ cdef extern from *:
     #define Py_READONLY READONLY
     #endif
 
-    enum { RECORD_MEMBERS = 6 };
+    enum { RECORD_MEMBERS = 7 };
     static PyMemberDef record_members[RECORD_MEMBERS] = {
         {.name = "partition", .type = Py_T_INT, .flags = Py_READONLY},
         {.name = "offset", .type = Py_T_LONGLONG, .flags = Py_READONLY},
@@ -18,6 +18,7 @@ cdef extern from *:
         {.name = "key", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
         {.name = "value", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
         {.name = "headers", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
+        {.name = "topic", .type = Py_T_OBJECT_EX, .flags = Py_READONLY},
     };
 
     /* Where in its owner the pointer to a member lies; it must be there. */
@@ -79,11 +80,11 @@ cdef extern from *:
 @cython.final
 @cython.freelist(64)
 cdef class Record:
-    """One record of a topic. Immutable; equal when all fields are equal.
+    """One record of a topic. Immutable; equal when all fields but the topic are equal.
 
     partition: int; offset: int; timestamp: aware datetime in UTC; timestamp_ms: int, milliseconds since 1970;
     key: bytes or None; value: bytes, None (a tombstone) or, of a typed topic, a dict; headers: tuple of
-    (str, bytes or None) pairs.
+    (str, bytes or None) pairs; topic: its name, None for a record that was made by hand.
     """
     cdef int partition
     cdef int64_t offset
@@ -91,14 +92,16 @@ cdef class Record:
     cdef object key
     cdef object value
     cdef tuple headers
+    cdef object topic
 
-    def __init__(self, int partition, int64_t offset, int64_t timestamp_ms, key, value, headers=()):
+    def __init__(self, int partition, int64_t offset, int64_t timestamp_ms, key, value, headers=(), topic=None):
         self.partition = partition
         self.offset = offset
         self.timestamp_ms = timestamp_ms
         self.key = key
         self.value = value
         self.headers = tuple(headers)
+        self.topic = topic
 
     @property
     def timestamp(self):
@@ -116,7 +119,7 @@ cdef class Record:
         return hash((self.partition, self.offset, self.timestamp_ms, self.key))
 
     def __reduce__(self):
-        return Record, self.as_tuple()
+        return Record, (*self.as_tuple(), self.topic)
 
     def __repr__(self):
         headers = f", headers={self.headers!r}" if self.headers else ""
@@ -132,7 +135,7 @@ cdef class Record:
 
 cdef int make_members_of_record() except -1:
     """Members instead of properties: the interpreter specialises reads of `key`, `value` and `headers`."""
-    cdef Record record = Record(0, 0, 0, object(), object(), (object(),))
+    cdef Record record = Record(0, 0, 0, object(), object(), (object(),), object())
     cdef const char *start = <const char *><PyObject *>record
     cdef Py_ssize_t[RECORD_MEMBERS] places = [
         <const char *>&record.partition - start,
@@ -141,6 +144,7 @@ cdef int make_members_of_record() except -1:
         place_of(record, record.key),
         place_of(record, record.value),
         place_of(record, record.headers),
+        place_of(record, record.topic),
     ]
     return add_members(Record, record_members, places, RECORD_MEMBERS)
 

@@ -109,6 +109,7 @@ cdef class Scan:
     cdef int64_t bytes_exported  # by this object, the tally's left out
     cdef sc_tally *tally
     cdef public object explain  # makes a better error of a StoreFormatError, or None
+    cdef public object topic_name  # that records tell, or None
 
     def __cinit__(self, Topic topic, list ranges, int64_t low, int64_t high, int64_t limit, bint verify,
                   bint committed=False):
@@ -242,6 +243,7 @@ cdef class Records:
     cdef sc_mapping *mapping
     cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
+    cdef bint busy  # somebody is in fill(), where others run
     cdef Record last, spare  # those made last; a loop drops each when it has taken the next
 
     def __dealloc__(self):
@@ -275,14 +277,27 @@ cdef class Records:
         return True
 
     def __next__(self):
+        cdef Record record = self.next()
+        if record is None:
+            raise StopIteration
+        return record
+
+    cdef Record next(self):
+        """The next record, or None at the end."""
         cdef int64_t row
+        cdef Record found
+        if self.busy:
+            raise RuntimeError("another thread is reading the next records of this iterator")
         while True:
             if self.left == 0:
-                raise StopIteration
+                return None
             if self.decoded is not None:
                 found = next(self.decoded, None)
+                if self.left == 0:  # stopped meanwhile: nobody will ask for the place of this one
+                    return None
                 if found is not None:
                     self.left -= 1
+                    self.last = found
                     return found
                 self.decoded = None
             while self.row < self.end:
@@ -294,8 +309,33 @@ cdef class Records:
                     continue
                 self.left -= 1
                 return self.make(row)
-            if not self.fill():
-                raise StopIteration
+            self.busy = True
+            try:
+                if not self.fill():
+                    return None
+            finally:
+                self.busy = False
+
+    def take(self, int64_t count):
+        """The next records, as many as there are, `count` at most."""
+        cdef list found = []
+        cdef Record record
+        while count > 0:
+            record = self.next()
+            if record is None:
+                break
+            found.append(record)
+            count -= 1
+        return found
+
+    def place(self):
+        """(partition, offset) behind the last record that was handed out; None when there was none."""
+        return None if self.last is None else (self.last.partition, self.last.offset + 1)
+
+    def stop(self):
+        """Ends the iteration, from any thread: no more records are handed out. Returns the place."""
+        self.left = 0
+        return self.place()
 
     cdef int copy_rows(self) except -1:
         """Takes the next rows of the batch out of the file."""
@@ -319,6 +359,7 @@ cdef class Records:
         record.offset = rows.offsets[row]
         record.timestamp_ms = rows.timestamps[row]
         record.headers = ()
+        record.topic = self.scan.topic_name
         record.value = None  # its memory is the next value's
         record.key = bytes_or_none(rows.key_validity, rows.key_ends, rows.keys, row)
         record.value = bytes_or_none(rows.value_validity, rows.value_ends, rows.values, row)
@@ -327,3 +368,30 @@ cdef class Records:
         self.spare = self.last
         self.last = record
         return record
+
+
+cdef class RecordStream:
+    """Iterates over one iterator of records after the other: `refill()` gives the next one, or None at the end."""
+    cdef public Records records
+    cdef object refill
+
+    def __init__(self, refill):
+        self.refill = refill
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Record record
+        while True:
+            if self.records is not None:
+                record = self.records.next()
+                if record is not None:
+                    return record
+            self.records = self.refill()
+            if self.records is None:
+                raise StopIteration
+
+    def take(self):
+        """The next record that is there without refilling, or None."""
+        return None if self.records is None else self.records.next()
