@@ -31,6 +31,9 @@ from streamcore.errors import (
 if TYPE_CHECKING:
     from streamcore._core import Record
     from streamcore.config import TopicConfig
+    from streamcore.consumer import Consumer, ConsumerMetrics
+    from streamcore.dead_letters import Backoff, Processed
+    from streamcore.groups import CommittedOffset, Group, Member, TopicPartition
     from streamcore.retention import Removed, RetentionReport
     from streamcore.rewriting import Rewritten
     from streamcore.scan import Scan, ScanMetrics
@@ -41,6 +44,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Backoff": "dead_letters",
+    "Processed": "dead_letters",
+    "CommittedOffset": "groups",
+    "Consumer": "consumer",
+    "ConsumerMetrics": "consumer",
+    "Group": "groups",
+    "Member": "groups",
+    "TopicPartition": "groups",
     "Digest": "store",
     "Partition": "topic",
     "Problem": "store",
@@ -60,13 +71,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "Backoff",
+    "CommittedOffset",
+    "Consumer",
+    "ConsumerMetrics",
     "CorruptionError",
     "Digest",
     "FencedError",
+    "Group",
     "GroupError",
+    "Member",
     "OffsetOutOfRangeError",
     "Partition",
     "Problem",
+    "Processed",
     "Record",
     "RecordTooLargeError",
     "Removed",
@@ -86,6 +104,7 @@ __all__ = [
     "TopicConfig",
     "TopicExistsError",
     "TopicNotFoundError",
+    "TopicPartition",
     "Transaction",
     "TransactionError",
     "__version__",

@@ -228,8 +228,15 @@ class Scan:
         self._limit = limit
         self._verify = verify
         self._committed = committed
-        self._projection = Projection(columns, self._versions, current)
+        self._made_projection = None if columns is None else Projection(columns, self._versions, current)
         self._opened: list[_core.Scan] = []
+
+    @property
+    def _projection(self) -> Projection:
+        """Made when needed: who iterates over plain records needs none."""
+        if self._made_projection is None:
+            self._made_projection = Projection(self._columns, self._versions, self._current)
+        return self._made_projection
 
     @property
     def schema(self) -> pa.Schema:
@@ -422,7 +429,7 @@ class Scan:
                     left -= 1
 
     def _records(self, legs: list[Leg], limit: int) -> Iterator[_core.Record]:
-        whole = self._like(self._legs, list(schema.RECORD_COLUMNS))
+        whole = self if self._columns is None else self._like(self._legs, None)
         scan = self._open(legs, limit)
         name = self._topic.name
         return scan.records(lambda batch: _decode(whole._import(scan, batch, legs[0]), batch.partition, name), limit)

@@ -9,12 +9,13 @@ import difflib
 import errno
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
@@ -27,6 +28,7 @@ from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions, check_topic_name
 from streamcore.errors import (
     CorruptionError,
+    GroupError,
     StorageError,
     StoreFormatError,
     StoreReadOnlyError,
@@ -36,6 +38,9 @@ from streamcore.errors import (
 from streamcore.topic import Topic
 
 if TYPE_CHECKING:
+    from streamcore.consumer import Callback, Consumer, Isolation, Start
+    from streamcore.delivery import Delivery
+    from streamcore.groups import Group
     from streamcore.transactions import Coordinator, Transaction
 
 Mode = Literal["r", "rw"]
@@ -100,6 +105,7 @@ class Store:
         self.catalog = Catalog(self.path, mode == "rw")
         self._flusher = _Flusher()
         self._coordinator: Coordinator | None = None
+        self._delivery: Delivery | None = None
         self.closed = False
         _open_stores.add(self)
         if mode == "rw":
@@ -142,6 +148,7 @@ class Store:
         with self.lock:
             self._topics[row.id] = topic
         topic.open()  # makes its state file: readers that come before the first append wait on it
+        self.topics_changed()
         return topic
 
     def topic(self, name: str) -> Topic:
@@ -151,6 +158,12 @@ class Store:
         if row is None:
             raise TopicNotFoundError(self._missing(name))
         return self._topic_of(row)
+
+    def topic_with_id(self, topic_id: str) -> Topic | None:
+        """The topic with this id; None when there is none any more."""
+        self.check_open()
+        row = self.catalog.topic_by_id(topic_id)
+        return None if row is None else self._topic_of(row)
 
     def _topic_of(self, row: TopicRow) -> Topic:
         with self.lock:
@@ -188,6 +201,96 @@ class Store:
         (topics / row_folder).rename(gone)
         _sync_folder(topics)
         shutil.rmtree(gone, ignore_errors=True)
+        self.topics_changed()
+
+    # ---- consumers and groups ----
+
+    def consumer(
+        self,
+        topics: str | re.Pattern[str] | Sequence[str | re.Pattern[str]],
+        group: str | None = None,
+        start: Start = "earliest",
+        isolation: Isolation = "committed",
+        auto_commit: bool = False,
+        member_timeout_ms: int = 10_000,
+        *,
+        instance_id: str | None = None,
+        auto_commit_interval_ms: int = 5_000,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+        on_lost: Callback | None = None,
+    ) -> Consumer:
+        """A consumer of one or several topics, alone or as a member of a group, whose members share the partitions.
+
+        topics: names, globs (`"clicks-*"`) or compiled patterns; topics that match later are picked up. group: its
+        members read each record once between them, and go on where the group has committed. start: where to begin when
+        nothing is committed, or, without a group, anyhow: "earliest", "latest" or an aware datetime; also when a
+        position lies outside the log because records were deleted. isolation: "committed" passes over open and aborted
+        transactions.
+        auto_commit: every `auto_commit_interval_ms`, commit what the next request for records shows to be processed.
+        member_timeout_ms: how long a member may give no sign of life; a thread gives it, however slow the caller is.
+        instance_id: a static member (KIP-345): closing and coming back within the timeout causes no rebalance.
+        on_assigned, on_revoked (before partitions are given up: commit there), on_lost (they are another's already):
+        called with the consumer and a list of TopicPartition, in the thread that asks for records.
+
+        Raises TopicNotFoundError, GroupError, StoreReadOnlyError, ValueError, TypeError.
+        """
+        from streamcore.consumer import Consumer
+
+        self.check_open()
+        return Consumer(
+            self,
+            topics,
+            group=group,
+            start=start,
+            isolation=isolation,
+            auto_commit=auto_commit,
+            member_timeout_ms=member_timeout_ms,
+            instance_id=instance_id,
+            auto_commit_interval_ms=auto_commit_interval_ms,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+            on_lost=on_lost,
+        )
+
+    def groups(self) -> list[Group]:
+        """All consumer groups, by name."""
+        from streamcore.groups import Group, group_names
+
+        self.check_open()
+        return [Group(self, name) for name in group_names(self.catalog)]
+
+    def group(self, name: str, *, create: bool = False) -> Group:
+        """The consumer group of this name; with `create` it is made when absent. Raises GroupError, with close
+        names."""
+        from streamcore import groups
+
+        groups.check_group_name(name)
+        if create:
+            self._check_writable()
+            groups.make_group(self.catalog, name)
+        self.check_open()
+        names = groups.group_names(self.catalog)
+        if name not in names:
+            raise GroupError(groups.missing(name, names))
+        return groups.Group(self, name)
+
+    @property
+    def delivery(self) -> Delivery:
+        """What the consumers of this store share; for modules of this package."""
+        from streamcore.delivery import Delivery
+
+        with self.lock:
+            self.check_open()
+            if self._delivery is None:
+                self._delivery = Delivery(self)
+            return self._delivery
+
+    def topics_changed(self) -> None:
+        """Tells the consumers of all processes that there are other topics or partitions."""
+        from streamcore.delivery import raise_signal
+
+        raise_signal(self.path)
 
     # ---- checks ----
 
@@ -361,6 +464,8 @@ class Store:
             self._close()
 
     def _close(self) -> None:
+        delivery = self._delivery
+        failures = [] if delivery is None or self.closed else delivery.close()  # while what they need is open
         self._abort_transactions()
         with self.lock:
             if self.closed:
@@ -369,7 +474,6 @@ class Store:
             topics = list(self._topics.values())
         _open_stores.discard(self)
         self._flusher.stop()
-        failures: list[BaseException] = []
         for topic in topics:
             try:
                 topic.close_core()

@@ -8,7 +8,7 @@ import errno
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, Unpack
@@ -307,6 +307,26 @@ class Topic:
 
     def _keyless(self) -> str:
         return f"a record has no key; topic {self.name!r} is compacted, and keeps the latest record of each key"
+
+    def check_partition(self, partition: Any) -> int:
+        """The number of a partition. Raises TypeError and ValueError for what is none."""
+        self._check_partition(partition)
+        return int(partition)
+
+    def bounds(
+        self, partitions: Iterable[int], isolation: Literal["committed", "uncommitted"] = "committed"
+    ) -> dict[int, tuple[int, int, int]]:
+        """Of each partition the start offset, the offset up to which it can be read now, and the end offset."""
+
+        def run() -> dict[int, tuple[int, int, int]]:
+            core = self._open_core()
+            found = {}
+            for partition in partitions:
+                start, end, *_ = core.describe(partition, False)
+                found[partition] = (start, end, end)
+            return found
+
+        return self._call(run)
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):
@@ -618,6 +638,7 @@ class Topic:
             changed = dataclasses.replace(self._row, partitions=total, generation=self._row.generation + 1)
             if self._store.catalog.change_topic(changed):
                 self._take(changed, publish=True)
+                self._store.topics_changed()
                 return
             self._refresh()
 
@@ -704,6 +725,10 @@ class Topic:
     def open(self) -> None:
         """Opens the topic's files, which is otherwise done at first use."""
         self._open_core()
+
+    def native(self) -> _core.Topic:
+        """The core's object, opened: what waits for several topics needs it."""
+        return self._open_core()
 
     def _open_core(self) -> _core.Topic:
         core = self._core

@@ -244,6 +244,7 @@ cdef class Records:
     cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
     cdef bint busy  # somebody is in fill(), where others run
+    cdef object failure  # the error that ended it, or None
     cdef Record last, spare  # those made last; a loop drops each when it has taken the next
 
     def __dealloc__(self):
@@ -286,8 +287,10 @@ cdef class Records:
         """The next record, or None at the end."""
         cdef int64_t row
         cdef Record found
-        if self.busy:
-            raise RuntimeError("another thread is reading the next records of this iterator")
+        while self.busy:  # another thread is in fill(): a matter of microseconds
+            time.sleep(1e-5)
+        if self.failure is not None:
+            raise self.failure
         while True:
             if self.left == 0:
                 return None
@@ -302,26 +305,41 @@ cdef class Records:
                 self.decoded = None
             while self.row < self.end:
                 if self.row >= self.copy_end:
-                    self.copy_rows()
+                    self.refresh(True)
                 row = self.row - self.copied
                 self.row += 1
                 if self.filtered and not self.scan.low <= self.copy.timestamps[row] <= self.scan.high:
                     continue
                 self.left -= 1
                 return self.make(row)
-            self.busy = True
-            try:
-                if not self.fill():
-                    return None
-            finally:
-                self.busy = False
+            if not self.refresh(False):
+                return None
+
+    cdef bint refresh(self, bint rows) except -1:
+        """Takes the next rows of the batch, or the next batch; False at the end. What fails once fails again."""
+        self.busy = True
+        try:
+            if rows:
+                self.copy_rows()
+                return True
+            return self.fill()
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.busy = False
 
     def take(self, int64_t count):
-        """The next records, as many as there are, `count` at most."""
+        """The next records, as many as there are, `count` at most; an error behind some of them is raised next time."""
         cdef list found = []
         cdef Record record
         while count > 0:
-            record = self.next()
+            try:
+                record = self.next()
+            except BaseException:
+                if not found:
+                    raise
+                break
             if record is None:
                 break
             found.append(record)
@@ -371,7 +389,7 @@ cdef class Records:
 
 
 cdef class RecordStream:
-    """Iterates over one iterator of records after the other: `refill()` gives the next one, or None at the end."""
+    """Iterates over one iterator of records after the other: `refill(the one that ended)` gives the next, or None."""
     cdef public Records records
     cdef object refill
 
@@ -388,7 +406,7 @@ cdef class RecordStream:
                 record = self.records.next()
                 if record is not None:
                     return record
-            self.records = self.refill()
+            self.records = self.refill(self.records)
             if self.records is None:
                 raise StopIteration
 
