@@ -303,6 +303,9 @@ class Consumer:
                     break
                 raise
             found += records
+            if fetch.records.failure is not None:  # behind these records: it is raised by the next poll
+                self._drop_fetch()
+                break
             if len(records) < wanted:
                 self._settle(ended=not fetch.stopped)
         if found:
@@ -517,7 +520,7 @@ class Consumer:
         """The fetch goes, as what it reads may not be ours any more."""
         self._drop_fetch()
         self._active = {}
-        for topic_id, partition in sorted(self._positions):
+        for topic_id, partition in sorted(self._positions, key=lambda key: (self._topics[key[0]].name, *key)):
             active = self._active.setdefault(topic_id, [])
             if (topic_id, partition) not in self._paused:
                 active.append(partition)

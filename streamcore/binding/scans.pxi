@@ -244,7 +244,7 @@ cdef class Records:
     cdef int64_t row, end, copied, copy_end, left
     cdef bint filtered
     cdef bint busy  # somebody is in fill(), where others run
-    cdef object failure  # the error that ended it, or None
+    cdef readonly object failure  # the error that ended it, or None
     cdef Record last, spare  # those made last; a loop drops each when it has taken the next
 
     def __dealloc__(self):
@@ -295,7 +295,7 @@ cdef class Records:
             if self.left == 0:
                 return None
             if self.decoded is not None:
-                found = next(self.decoded, None)
+                found = self.next_decoded()
                 if self.left == 0:  # stopped meanwhile: nobody will ask for the place of this one
                     return None
                 if found is not None:
@@ -314,6 +314,16 @@ cdef class Records:
                 return self.make(row)
             if not self.refresh(False):
                 return None
+
+    cdef Record next_decoded(self):
+        self.busy = True
+        try:
+            return next(self.decoded, None)
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.busy = False
 
     cdef bint refresh(self, bint rows) except -1:
         """Takes the next rows of the batch, or the next batch; False at the end. What fails once fails again."""
@@ -401,15 +411,17 @@ cdef class RecordStream:
 
     def __next__(self):
         cdef Record record
+        cdef Records records = self.records  # kept: another thread may put others in its place meanwhile
         while True:
-            if self.records is not None:
-                record = self.records.next()
+            if records is not None:
+                record = records.next()
                 if record is not None:
                     return record
-            self.records = self.refill(self.records)
-            if self.records is None:
+            records = self.records = self.refill(records)
+            if records is None:
                 raise StopIteration
 
     def take(self):
         """The next record that is there without refilling, or None."""
-        return None if self.records is None else self.records.next()
+        cdef Records records = self.records
+        return None if records is None else records.next()
