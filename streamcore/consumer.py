@@ -150,7 +150,7 @@ class Consumer:
         self._active: dict[str, list[int]] = {}
         self._fetch: _Fetch | None = None
         self._before_poll: dict[Key, int] | None = None
-        self._stream = _core.RecordStream(self._next_records)
+        self._stream: weakref.ref[_core.RecordStream] | None = None  # weak, as it keeps this consumer
         self._counts = collections.Counter[str]()
         self._topics_seen: int | None = None
         self._membership: Membership | None = None
@@ -240,10 +240,15 @@ class Consumer:
             await self._wait_async(waits, seen, left_ms)
 
     def __iter__(self) -> _core.RecordStream:
-        return self._stream
+        with self._lock:  # iterations that go on at the same time share one stream
+            stream = None if self._stream is None else self._stream()
+            if stream is None:
+                stream = _core.RecordStream(self._next_records)
+                self._stream = weakref.ref(stream)
+            return stream
 
     def __aiter__(self) -> _AsyncRecords:
-        return _AsyncRecords(self, self._stream)
+        return _AsyncRecords(self, iter(self))
 
     def _next_records(self, ended: _core.Records | None) -> _core.Records | None:
         """For iteration: where the next records come from, when there are some; None when the consumer is closed."""
@@ -539,8 +544,9 @@ class Consumer:
             self._revoke(member, lost, share.lost)
         elif share.lost:
             member.give_up()
-        if share.ready:
-            self._assign(member)
+        adopted = share.kept - self._positions.keys()  # from the static member that this one replaced
+        if share.ready or adopted:
+            self._assign(member, adopted)
 
     def _lose(self, member: Membership) -> None:
         """The group has forgotten this member: what it read may be read by another one by now."""
@@ -571,8 +577,9 @@ class Consumer:
             self._plan_reading()
             member.give_up()
 
-    def _assign(self, member: Membership) -> None:
+    def _assign(self, member: Membership, adopted: set[Key]) -> None:
         taken, offsets = member.take()
+        taken.update(dict.fromkeys(adopted, False))
         if not taken:
             return
         self._counts["rebalances"] += 1
@@ -615,8 +622,8 @@ class Consumer:
         end, GroupError without a group.
         """
         with self._lock:
-            self._check_open()
             member = self._member("commit")
+            self._assigned()
             given = self._positions_to_commit(metadata) if offsets is None else self._checked_offsets(offsets, metadata)
             self._write(member, given)
 
@@ -634,8 +641,8 @@ class Consumer:
         `groups.apply_offsets` takes it. Raises FencedError when the member was replaced, GroupError without a group.
         """
         with self._lock:
-            self._check_open()
             member = self._member("commit")
+            self._assigned()
             return member.group, member.token, self._positions_to_commit("")
 
     def _positions_to_commit(self, metadata: str) -> dict[Key, tuple[int, str]]:

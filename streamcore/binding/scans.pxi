@@ -402,6 +402,7 @@ cdef class RecordStream:
     """Iterates over one iterator of records after the other: `refill(the one that ended)` gives the next, or None."""
     cdef public Records records
     cdef object refill
+    cdef object __weakref__
 
     def __init__(self, refill):
         self.refill = refill
