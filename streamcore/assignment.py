@@ -36,19 +36,20 @@ def assign(
     for keys in held.values():
         keys.sort(key=lambda key: (key in unsettled, key))  # those at the end are the first to go
     if len({frozenset(topics) for topics in wanted.values()}) <= 1:
-        _balance_alike(held, free)
+        _balance_alike(held, free, unsettled)
     else:
         _balance_unlike(held, free, wanted)
     return {key: member for member, keys in held.items() for key in keys}
 
 
-def _balance_alike(held: dict[str, list[Key]], free: list[Key]) -> None:
-    """All members want the same: each gets the same number, or one more, and who has more already gets that one."""
+def _balance_alike(held: dict[str, list[Key]], free: list[Key], unsettled: Collection[Key]) -> None:
+    """All members want the same: each gets the same number, or one more, and who reads more already gets that one."""
     if not held:
         return
     share, more = divmod(sum(map(len, held.values())) + len(free), len(held))
     quotas = {}
-    for place, member in enumerate(sorted(held, key=lambda member: (-len(held[member]), member))):
+    read = {member: sum(key not in unsettled for key in keys) for member, keys in held.items()}
+    for place, member in enumerate(sorted(held, key=lambda member: (-read[member], -len(held[member]), member))):
         quotas[member] = share + (place < more)
         while len(held[member]) > quotas[member]:
             free.append(held[member].pop())
