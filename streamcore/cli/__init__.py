@@ -29,6 +29,8 @@ _COMMANDS = {
     "ingest": ("ingest", "Load files into a topic: lines, CSV, JSON lines, Parquet, Arrow."),
     "produce": ("produce", "Append lines from stdin as they come."),
     "tail": ("tail", "Print the last records of a topic, and follow it."),
+    "groups": ("groups", "List, describe, reset and delete consumer groups."),
+    "dlq": ("dlq", "List, show and replay records that could not be processed."),
     "sql": ("sql", "Query topics with SQL."),
     "verify": ("verify", "Check every byte of a store."),
     "bench": ("bench", "Measure this machine, in ten seconds."),
