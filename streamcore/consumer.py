@@ -16,6 +16,7 @@ import dataclasses
 import datetime
 import logging
 import math
+import sqlite3
 import sys
 import threading
 import time
@@ -38,9 +39,10 @@ from streamcore.errors import (
     StreamcoreError,
     TopicNotFoundError,
 )
-from streamcore.groups import CommittedOffset, Place, Token, TopicPartition
+from streamcore.groups import CommittedOffset, Place, TopicPartition
 from streamcore.membership import Membership
 from streamcore.schema import RECORD_COLUMNS
+from streamcore.transactions import OffsetsToCommit
 
 if TYPE_CHECKING:
     from streamcore.dead_letters import Handler, Processed
@@ -509,7 +511,7 @@ class Consumer:
         for topic_id, partition in new:
             start: Place = self._start if first else "earliest"
             self._positions[topic_id, partition] = groups.resolve_place(
-                self._topics[topic_id], partition, start, "start"
+                self._topics[topic_id], partition, start, "start", self._isolation
             )
         if new:
             self._plan_reading()
@@ -594,7 +596,7 @@ class Consumer:
                 self._positions[key] = int(offsets[key])
             else:
                 self._positions[key] = groups.resolve_place(
-                    topic, key[1], "earliest" if added else self._start, "start"
+                    topic, key[1], "earliest" if added else self._start, "start", self._isolation
                 )
         self._plan_reading()
         self._call_back("assigned", list(taken))
@@ -635,15 +637,20 @@ class Consumer:
                 offsets = {key: self._positions[self._key(*key)] for key in self._named(self._positions)}
         await asyncio.to_thread(self.commit, offsets, metadata)
 
-    def offsets_to_commit(self) -> tuple[str, Token, dict[Key, tuple[int, str]]]:
+    def offsets_to_commit(self) -> OffsetsToCommit:
         """What a transaction commits for this consumer: the group, who asks, {(topic id, partition): (offset, text)}.
 
-        `groups.apply_offsets` takes it. Raises FencedError when the member was replaced, GroupError without a group.
+        Raises FencedError when the member was replaced, GroupError without a group.
         """
         with self._lock:
             member = self._member("commit")
             self._assigned()
-            return member.group, member.token, self._positions_to_commit("")
+            return OffsetsToCommit(member.group, member.token, self._positions_to_commit(""))
+
+    def apply_offsets(self, connection: sqlite3.Connection, commit: OffsetsToCommit) -> None:
+        """Writes what `offsets_to_commit` gave within a transaction of the catalog. Raises FencedError to refuse."""
+        groups.apply_offsets(connection, commit.group, commit.member, commit.offsets)
+        self._counts["commits"] += 1
 
     def _positions_to_commit(self, metadata: str) -> dict[Key, tuple[int, str]]:
         self._settle()
@@ -770,7 +777,7 @@ class Consumer:
         """
         with self._lock:
             key = self._key(topic, partition)
-            position = groups.resolve_place(self._topics[key[0]], partition, to, "to")
+            position = groups.resolve_place(self._topics[key[0]], partition, to, "to", self._isolation)
             self._drop_fetch()
             self._positions[key] = position
             if self._before_poll is not None:

@@ -517,17 +517,20 @@ def expire_offsets(catalog: Catalog, retention_ms: int | None = None) -> int:
 # ---- places in a log -------------------------------------------------------------------------------------------
 
 
-def resolve_place(topic: Topic, partition: int, place: Any, name: str) -> int:
+def resolve_place(
+    topic: Topic, partition: int, place: Any, name: str, isolation: Literal["committed", "uncommitted"] = "committed"
+) -> int:
     """The offset that an offset, an aware datetime (the first record not older), "earliest" or "latest" means."""
-    start, _, end = topic.bounds([partition])[partition]
+    start, latest, end = topic.bounds([partition], isolation)[partition]
     if place == "earliest":
         return start
     if isinstance(place, str) and place == "latest":
-        return end
+        return latest
     if isinstance(place, datetime.datetime):
         microseconds(place, name)
-        found = next(iter(topic.scan(partition=partition, start=place, columns=["offset"]).batches()), None)
-        return end if found is None else int(found.column(0)[0].as_py())
+        scan = topic.scan(partition=partition, start=place, columns=["offset"], isolation=isolation)
+        found = next(iter(scan.batches()), None)
+        return latest if found is None else int(found.column(0)[0].as_py())
     if isinstance(place, str):
         raise ValueError(f"{name} is {place!r}; an offset, an aware datetime, 'earliest' or 'latest' is allowed")
     if not isinstance(place, (int, np.integer)) or isinstance(place, bool):

@@ -317,13 +317,14 @@ class Topic:
         self, partitions: Iterable[int], isolation: Literal["committed", "uncommitted"] = "committed"
     ) -> dict[int, tuple[int, int, int]]:
         """Of each partition the start offset, the offset up to which it can be read now, and the end offset."""
+        committed = _is_committed(isolation)
 
         def run() -> dict[int, tuple[int, int, int]]:
             core = self._open_core()
             found = {}
             for partition in partitions:
-                start, end, *_ = core.describe(partition, False)
-                found[partition] = (start, end, end)
+                start, end, _, _, stable = core.describe(partition, False)
+                found[partition] = (start, stable if committed else end, end)
             return found
 
         return self._call(run)

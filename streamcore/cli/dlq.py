@@ -150,9 +150,7 @@ def replay(
     with settings.open() as store:
         found = store.topic(topic)
         letters = [
-            record
-            for record in _letters(found, error)
-            if not places or f"{record.partition}:{record.offset}" in places
+            record for record in _letters(found, error) if not places or f"{record.partition}:{record.offset}" in places
         ]
         missing = set(places) - {f"{record.partition}:{record.offset}" for record in letters}
         if missing:

@@ -165,7 +165,13 @@ def _partitions(group: Group) -> list[dict[str, Any]]:
 @store_option
 @pass_settings
 def reset(
-    settings: Settings, group: str, topic: str, place: str | None, shift: int | None, partition: int | None, create: bool
+    settings: Settings,
+    group: str,
+    topic: str,
+    place: str | None,
+    shift: int | None,
+    partition: int | None,
+    create: bool,
 ) -> None:
     """Set where a group goes on in a topic. Its members must be closed.
 
