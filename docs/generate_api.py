@@ -39,6 +39,11 @@ Names that signatures use:
 | `Bound` | an int offset, an aware `datetime`, `"earliest"`, `"latest"`, or a mapping {partition: any of these} |
 | `Before` | an int offset, an aware `datetime`, `"latest"`, or a mapping {partition: any of these} |
 | `Stop` | a callable that returns True when the work is to end |
+| `Start` | `"earliest"`, `"latest"` or an aware `datetime` |
+| `Place` | an int offset, an aware `datetime`, `"earliest"` or `"latest"` |
+| `Isolation` | `"committed"` or `"uncommitted"` |
+| `Callback` | a callable with a `Consumer` and a list of `TopicPartition` |
+| `Handler` | a callable with a `Record` |
 | `Durability` | `"os"` or `"disk"`; None leaves it to the topic, and the topic to the store |
 | `Mode` | `"rw"` or `"r"` |
 | `Unpack[TopicSettings]` | the fields of [TopicConfig](#topicconfig), by name |
@@ -50,6 +55,20 @@ SECTIONS = (
     ("Store", streamcore, ("Store",)),
     ("Topic", streamcore, ("Topic", "TopicConfig")),
     ("Scan and records", streamcore, ("Scan", "Record")),
+    (
+        "Consumers and groups",
+        streamcore,
+        (
+            "Consumer",
+            "Group",
+            "Member",
+            "TopicPartition",
+            "CommittedOffset",
+            "Processed",
+            "Backoff",
+            "ConsumerMetrics",
+        ),
+    ),
     (
         "Values that calls return",
         streamcore,

@@ -242,6 +242,7 @@ class Consumer:
             await self._wait_async(waits, seen, left_ms)
 
     def __iter__(self) -> _core.RecordStream:
+        """Record objects, for ever: waits for new ones, and ends when another thread closes the consumer."""
         with self._lock:  # iterations that go on at the same time share one stream
             stream = None if self._stream is None else self._stream()
             if stream is None:
@@ -250,6 +251,7 @@ class Consumer:
             return stream
 
     def __aiter__(self) -> _AsyncRecords:
+        """The same in an event loop; no thread waits for it alone."""
         return _AsyncRecords(self, iter(self))
 
     def _next_records(self, ended: _core.Records | None) -> _core.Records | None:

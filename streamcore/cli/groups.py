@@ -202,7 +202,7 @@ def delete(settings: Settings, group: str) -> None:
     """Forget a group and its committed offsets. Its members must be closed.
 
     \b
-    Example:
+    Examples:
       streamcore groups delete billing
     """
     with settings.open() as store:

@@ -32,6 +32,7 @@ _FORMATS = ("text", "json", "jsonl", "value")
 @click.option("-f", "--follow", is_flag=True, help="Go on with the records that are appended, until ^C.")
 @click.option("--from", "start", metavar="WHERE", help="Start at earliest, latest, an offset or a time (ISO 8601).")
 @click.option("--partition", type=click.IntRange(0), help="Only this partition.")
+@click.option("--group", metavar="NAME", help="Go on where this consumer group is, and commit what was printed.")
 @click.option("--format", "form", type=click.Choice(_FORMATS),
               help="text (default) and value are for people and pipes, json and jsonl have everything.")  # fmt: skip
 @store_option
@@ -43,6 +44,7 @@ def command(
     follow: bool,
     start: str | None,
     partition: int | None,
+    group: str | None,
     form: str | None,
 ) -> None:
     """Print records of a topic: the last ones, those from a place on, and with -f those to come.
@@ -51,13 +53,23 @@ def command(
     as far as they are there together; with --from in order of partition and offset. Bytes that are not UTF-8 print as
     \\xNN; in JSON as {"base64": ...}. `--format value` prints the values alone, as they are, one to a line.
 
+    With --group the command is a member of a consumer group: it prints what the group has not read yet and commits it
+    when it is printed. Several of them, and other programs with that group, share the partitions. --from says where a
+    group that is new begins.
+
     \b
     Examples:
       streamcore tail clicks
       streamcore tail clicks -f --format jsonl | jq .value
       streamcore tail clicks --from 2026-01-01T12:00 -n 100
       streamcore tail clicks --partition 0 --from 4711 -n 1 --format value
+      streamcore tail clicks --group billing -f --format jsonl
     """
+    if group is not None:
+        if partition is not None:
+            raise click.UsageError("--group reads the partitions that the group gives it: leave --partition out")
+        _tail_group(settings, topic, group, count, follow, start, form or _form_of(settings.form))
+        return
     with settings.open("r") as store:
         tailed = _Tail(store.topic(topic), partition, form or _form_of(settings.form))
         if start is None:
@@ -69,6 +81,36 @@ def command(
                 tailed.follow()
             except KeyboardInterrupt:  # how one ends it; click would print a line
                 raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _tail_group(
+    settings: Settings, topic: str, group: str, count: int | None, follow: bool, start: str | None, form: str
+) -> None:
+    """Print as a member of a group: what is printed is committed, and what is not is not."""
+    from streamcore.cli.output import note
+
+    begin: Any = position(start or "earliest")
+    if isinstance(begin, int):
+        raise click.UsageError("with --group, --from is earliest, latest or a time; groups reset sets offsets")
+    with settings.open() as store, store.consumer(topic, group=group, start=begin) as consumer:
+        if not consumer.assignment and not follow:
+            note(f"other members of group {group} read all partitions of {topic}: with -f this one waits for its share")
+        printer = _Tail(store.topic(topic), None, form)
+        left = sys.maxsize if count is None else count
+        try:
+            while left > 0:
+                table = consumer.poll_arrow(_WAKE_MS if follow else 0)
+                if table.num_rows == 0 and not follow:
+                    return
+                table = table.slice(0, left)
+                left -= table.num_rows
+                printer.show(table)
+                sys.stdout.flush()
+                ends = zip(table["partition"].to_pylist(), table["offset"].to_pylist(), strict=True)
+                if table.num_rows:
+                    consumer.commit({(topic, number): offset + 1 for number, offset in ends})
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _form_of(output: str | None) -> str:
@@ -126,6 +168,10 @@ class _Tail:
             if any(begin[index] < end for index, end in ends.items()):
                 self._print(self._read(begin, ends))
             self._next = ends
+
+    def show(self, records: pa.Table) -> None:
+        """Print records that somebody else has read."""
+        self._print(records)
 
     def _bounds(self) -> tuple[dict[int, int], dict[int, int]]:
         """Where the partitions begin and end now."""
