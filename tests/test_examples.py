@@ -27,6 +27,7 @@ import pytest
 
 import streamcore as sc
 from streamcore.cli import cli
+from streamcore.dead_letters import ATTEMPTS, ERROR, HEADERS, OFFSET, PARTITION
 
 DEADLINE_S = 60
 EMPTY = {"streamcore", "streamcore demo", "streamcore topic", "streamcore topic create", "streamcore ingest"}
@@ -118,6 +119,12 @@ def furnished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         prices = [("symbol", pa.string()), ("price", pa.decimal128(12, 4)), ("at", pa.timestamp("ms", tz="UTC"))]
         schema = pa.schema([pa.field(name, kind, nullable=name != "symbol") for name, kind in prices])
         store.create_topic("prices", schema=schema)
+        store.group("billing", create=True).reset("clicks", "earliest")
+        dead, story = store.create_topic("clicks-dead", partitions=4), dict.fromkeys(HEADERS, b"clicks")
+        story |= {ERROR: b"ValueError", PARTITION: b"0", OFFSET: b"7", ATTEMPTS: b"4"}
+        for partition, count in ((0, 20), (2, 5)):
+            dead.append([b"GET /"] * count, headers=[story] * count, partition=partition)
+        store.create_topic("clicks-retry")
     return folder
 
 
