@@ -1,6 +1,8 @@
 /* Sealed segments replaced by others of their names: what everybody sees before, meanwhile and after, and after crashes. */
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -691,6 +693,102 @@ static void test_a_process_that_knows_the_old_file_spoils_no_index(void)
     folder_remove(path);
 }
 
+/* ---- threads ------------------------------------------------------------------------------------------------- */
+
+enum { THREAD_RECORDS = 3000, ROLL_EVERY = 250 };
+
+static struct {
+    sc_topic *topic, *other;
+    atomic_bool done;
+    atomic_int rewritten, reads;
+} shared;
+
+static void *append_in_thread(void *unused)
+{
+    for (int64_t i = 0; i < THREAD_RECORDS; i++) {
+        append_records(shared.topic, 0, i, 1);
+        if (i % ROLL_EVERY == ROLL_EVERY - 1)
+            roll(shared.topic);
+    }
+    atomic_store(&shared.done, true);
+    return unused;
+}
+
+static void *rewrite_in_thread(void *unused)
+{
+    bool last = false;
+    while (!last) {
+        last = atomic_load(&shared.done);
+        for (int64_t n = 0, base; (base = base_of(shared.other, n)) >= 0; n++) {
+            sc_rewrite_report report;
+            sc_error error;
+            int code = consolidate(shared.other, base, &report, &error);
+            CHECK(code == SC_OK || code == SC_RANGE);
+            atomic_fetch_add(&shared.rewritten, code == SC_OK);
+        }
+    }
+    return unused;
+}
+
+static void *delete_in_thread(void *unused)
+{
+    for (int64_t before = 0; !atomic_load(&shared.done);) {
+        sc_removal removal;
+        sc_error error;
+        int64_t end = end_of(shared.topic, 0);
+        if (end / 2 < before + 100)
+            continue;
+        before = end / 2;
+        CHECK_OK(sc_partition_delete_before(shared.topic, 0, before, &removal, &error), error);
+    }
+    return unused;
+}
+
+/* All of the log, from where it begins now: each record is what it must be, or it was deleted meanwhile. */
+static void *read_in_thread(void *topic)
+{
+    while (!atomic_load(&shared.done)) {
+        sc_partition_info info;
+        sc_error error;
+        int64_t next;
+        CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
+        int code = try_read(topic, 0, info.start_offset, info.end_offset, &next, &error);
+        if (code != SC_RANGE)
+            CHECK_OK(code, error);
+        if (code == SC_OK)
+            CHECK_EQ(next, info.end_offset);
+        atomic_fetch_add(&shared.reads, 1);
+    }
+    return NULL;
+}
+
+static void test_threads_append_rewrite_delete_and_read_at_once(void)
+{
+    pthread_t threads[5];
+    folder_make(path);
+    shared.topic = topic_open_with(path, true, SEGMENT);
+    shared.other = topic_open_with(path, true, SEGMENT);
+    pthread_create(&threads[0], NULL, append_in_thread, NULL);
+    pthread_create(&threads[1], NULL, rewrite_in_thread, NULL);
+    pthread_create(&threads[2], NULL, delete_in_thread, NULL);
+    pthread_create(&threads[3], NULL, read_in_thread, shared.topic);
+    pthread_create(&threads[4], NULL, read_in_thread, shared.other);
+    for (int i = 0; i < 5; i++)
+        pthread_join(threads[i], NULL);
+    CHECK(atomic_load(&shared.rewritten) > 0 && atomic_load(&shared.reads) > 0);
+    CHECK_EQ(end_of(shared.other, 0), THREAD_RECORDS);
+    check_sound(shared.other);
+    topic_close(shared.other);
+    topic_close(shared.topic);
+    sc_topic *topic = topic_open_with(path, false, SEGMENT);
+    sc_partition_info info;
+    sc_error error;
+    CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
+    check_records(topic, 0, info.start_offset, THREAD_RECORDS);
+    topic_close(topic);
+    folder_remove(path);
+}
+
 /* ---- maps of keys ------------------------------------------------------------------------------------------- */
 
 static void test_a_map_of_keys_has_the_greatest_offset_and_says_when_it_is_full(void)
@@ -759,6 +857,7 @@ int main(int argc, char **argv)
     RUN(test_a_segment_that_is_rewritten_in_place_would_be_a_mix);
     RUN(test_an_index_of_the_old_file_would_mislead);
     RUN(test_a_process_that_knows_the_old_file_spoils_no_index);
+    RUN(test_threads_append_rewrite_delete_and_read_at_once);
     RUN(test_a_map_of_keys_has_the_greatest_offset_and_says_when_it_is_full);
     RUN(test_digests_are_those_of_siphash);
     return 0;
