@@ -13,10 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from streamcore.errors import (
+    BufferFullError,
     CorruptionError,
     FencedError,
     GroupError,
+    Lost,
     OffsetOutOfRangeError,
+    ProducerError,
     RecordTooLargeError,
     SequenceError,
     StorageError,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from streamcore.config import TopicConfig
     from streamcore.retention import Removed, RetentionReport
     from streamcore.rewriting import Rewritten
+    from streamcore.producer import Delivery, Producer
     from streamcore.scan import Scan, ScanMetrics
     from streamcore.store import Digest, Problem, Store, open
     from streamcore.topic import Partition, Segment, Span, Topic
@@ -41,9 +45,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Delivery": "producer",
     "Digest": "store",
     "Partition": "topic",
     "Problem": "store",
+    "Producer": "producer",
     "Record": "_core",
     "Removed": "retention",
     "RetentionReport": "retention",
@@ -60,13 +66,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "BufferFullError",
     "CorruptionError",
+    "Delivery",
     "Digest",
     "FencedError",
     "GroupError",
+    "Lost",
     "OffsetOutOfRangeError",
     "Partition",
     "Problem",
+    "Producer",
+    "ProducerError",
     "Record",
     "RecordTooLargeError",
     "Removed",
