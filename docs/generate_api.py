@@ -54,6 +54,7 @@ SECTIONS = (
     ("Opening a store", streamcore, ("open",)),
     ("Store", streamcore, ("Store",)),
     ("Topic", streamcore, ("Topic", "TopicConfig")),
+    ("Producer", streamcore, ("Producer",)),
     ("Scan and records", streamcore, ("Scan", "Record")),
     (
         "Consumers and groups",
@@ -72,7 +73,19 @@ SECTIONS = (
     (
         "Values that calls return",
         streamcore,
-        ("Span", "Partition", "Segment", "Removed", "Rewritten", "RetentionReport", "ScanMetrics", "Problem", "Digest"),
+        (
+            "Span",
+            "Delivery",
+            "Lost",
+            "Partition",
+            "Segment",
+            "Removed",
+            "Rewritten",
+            "RetentionReport",
+            "ScanMetrics",
+            "Problem",
+            "Digest",
+        ),
     ),
     ("Retention", streamcore.retention, ("apply_retention",)),
     ("SQL", streamcore.sql, ("query", "QueryMetrics")),
@@ -87,6 +100,8 @@ ATTRIBUTES = {
         ("durability", "Durability", "of appends that say nothing else, on topics that say nothing else"),
         ("closed", "bool", "whether it is closed"),
     ),
+    "Producer": (("closed", "bool", "whether it is closed"),),
+    "ProducerError": (("lost", "tuple[Lost, ...]", "what was given up"),),
     "CorruptionError": (
         ("path", "str | None", "the file"),
         ("offset", "int | None", "the first record that cannot be read"),
@@ -98,10 +113,25 @@ ATTRIBUTES = {
     ),
 }
 
+# Methods of the binding that are the class's own to a reader.
+INHERITED = {"Producer": ("send",)}
+
 # Public only because the package's own classes call each other through them; as is what says "called by".
 PLUMBING = {
+    "Producer": {"find_topic", "is_worker", "plan_topic", "raise_failures"},
     "Store": {"check_open"},
-    "Topic": {"folder", "mark_unflushed", "open", "open_rewrite", "partition_count", "verify_partition", "versions"},
+    "Topic": {
+        "append_sealed",
+        "folder",
+        "mark_unflushed",
+        "note_appended",
+        "open",
+        "open_rewrite",
+        "partition_count",
+        "send_plan",
+        "verify_partition",
+        "versions",
+    },
     "TopicConfig": {"changed", "compacts", "deletes"},
     "IngestOptions": {"meaning"},
 }
@@ -190,9 +220,10 @@ def attribute_rows(class_name: str, cls: type) -> Iterator[str]:
 
 def method_parts(class_name: str, cls: type) -> Iterator[str]:
     """The public methods, in the order of the source."""
-    for name, member in vars(cls).items():
+    inherited = [(name, getattr(cls, name)) for name in INHERITED.get(class_name, ())]
+    for name, member in [*inherited, *vars(cls).items()]:
         special = name in ("__iter__", "__arrow_c_stream__")
-        if (name.startswith("_") and not special) or not inspect.isfunction(member):
+        if (name.startswith("_") and not special) or not (inspect.isfunction(member) or (name, member) in inherited):
             continue
         if name in PLUMBING.get(class_name, ()) or "called by" in docstring(member).lower():
             continue

@@ -13,10 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from streamcore.errors import (
+    BufferFullError,
     CorruptionError,
     FencedError,
     GroupError,
+    Lost,
     OffsetOutOfRangeError,
+    ProducerError,
     RecordTooLargeError,
     SequenceError,
     StorageError,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from streamcore.consumer import Consumer, ConsumerMetrics
     from streamcore.dead_letters import Backoff, Processed
     from streamcore.groups import CommittedOffset, Group, Member, TopicPartition
+    from streamcore.producer import Delivery, Producer
     from streamcore.retention import Removed, RetentionReport
     from streamcore.rewriting import Rewritten
     from streamcore.scan import Scan, ScanMetrics
@@ -45,16 +49,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backoff": "dead_letters",
-    "Processed": "dead_letters",
     "CommittedOffset": "groups",
     "Consumer": "consumer",
     "ConsumerMetrics": "consumer",
+    "Delivery": "producer",
     "Group": "groups",
     "Member": "groups",
+    "Processed": "dead_letters",
     "TopicPartition": "groups",
     "Digest": "store",
     "Partition": "topic",
     "Problem": "store",
+    "Producer": "producer",
     "Record": "_core",
     "Removed": "retention",
     "RetentionReport": "retention",
@@ -72,19 +78,24 @@ _HOMES = {
 
 __all__ = [
     "Backoff",
+    "BufferFullError",
     "CommittedOffset",
     "Consumer",
     "ConsumerMetrics",
     "CorruptionError",
+    "Delivery",
     "Digest",
     "FencedError",
     "Group",
     "GroupError",
+    "Lost",
     "Member",
     "OffsetOutOfRangeError",
     "Partition",
     "Problem",
     "Processed",
+    "Producer",
+    "ProducerError",
     "Record",
     "RecordTooLargeError",
     "Removed",

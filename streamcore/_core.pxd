@@ -345,3 +345,104 @@ cdef extern from "streamcore.h" nogil:
     uint32_t sc_crc32c(uint32_t, const void *, size_t)
     uint32_t sc_murmur2(const void *, size_t)
     uint32_t sc_partition_of_key(const void *, size_t, uint32_t)
+
+
+cdef extern from "send_buffer.h" nogil:
+    struct sc_send_buffer
+    struct sc_send_topic
+
+    struct sc_send_options:
+        int64_t linger_ms
+        int64_t batch_bytes
+        int64_t buffer_bytes
+
+    struct sc_send_plan:
+        uint32_t partitions
+        uint32_t schema_version
+        uint32_t generation
+        int64_t max_record_bytes
+        bint native
+        bint log_append_time
+        bint durable
+
+    struct sc_send_header:
+        sc_bytes key
+        sc_bytes value
+
+    struct sc_send_record:
+        sc_bytes key
+        sc_bytes value
+        const sc_send_header *headers
+        int32_t header_count
+        bint has_timestamp
+        int64_t timestamp
+        int64_t partition
+        void *object
+        int64_t object_bytes
+        void *tag
+
+    struct sc_send_memory:
+        uint8_t *data
+        int64_t capacity
+
+    struct sc_send_column:
+        bint present
+        int64_t count
+        int64_t nulls
+        int64_t size
+        sc_send_memory validity
+        sc_send_memory ends
+        sc_send_memory data
+
+    struct sc_send_tag:
+        int64_t row
+        void *tag
+
+    struct sc_send_batch:
+        sc_send_topic *topic
+        uint32_t partition
+        int64_t count
+        int64_t opened_ns
+        int64_t attempts
+        int64_t first_offset
+        sc_error error
+        sc_send_column key
+        sc_send_column value
+        sc_send_column header_key
+        sc_send_column header_value
+        sc_send_column headers
+        sc_send_memory timestamps
+        int64_t tag_count
+        bint has_objects
+
+    struct sc_send_arrays:
+        pass
+
+    int sc_send_buffer_new(const sc_send_options *, sc_send_buffer **, sc_error *)
+    void sc_send_buffer_free(sc_send_buffer *)
+    bool sc_send_buffer_is_forked(const sc_send_buffer *)
+    void sc_send_buffer_identify(sc_send_buffer *, int64_t, int16_t)
+    int64_t sc_send_buffer_producer_id(sc_send_buffer *)
+    int sc_send_buffer_add_topic(
+        sc_send_buffer *, sc_topic *, const sc_send_plan *, void *, sc_send_topic **, sc_error *)
+    int sc_send_topic_plan(sc_send_topic *, const sc_send_plan *, sc_error *)
+    void *sc_send_topic_context(const sc_send_topic *)
+    bool sc_send_topic_take_appended(sc_send_topic *)
+    int32_t sc_send_topic_next_sequence(sc_send_topic *, uint32_t)
+    int sc_send_buffer_add(sc_send_buffer *, sc_send_topic *, const sc_send_record *, sc_error *)
+    int sc_send_buffer_wait_room(sc_send_buffer *, int64_t, int64_t)
+    void sc_send_buffer_ask_room(sc_send_buffer *)
+    int64_t sc_send_buffer_flush(sc_send_buffer *)
+    bool sc_send_buffer_wait_flushed(sc_send_buffer *, int64_t, int64_t)
+    void sc_send_buffer_close(sc_send_buffer *)
+    int64_t sc_send_buffer_memory(sc_send_buffer *)
+    int64_t sc_send_buffer_unfinished(sc_send_buffer *)
+    sc_send_batch *sc_send_buffer_work(sc_send_buffer *, bool *)
+    void sc_send_batch_appended(sc_send_batch *, int64_t, int64_t)
+    void sc_send_buffer_finish(sc_send_buffer *, sc_send_batch *)
+    void sc_send_buffer_retry(sc_send_buffer *, sc_send_batch *, int64_t)
+    sc_send_batch *sc_send_buffer_take_left(sc_send_buffer *)
+    void sc_send_batch_input(const sc_send_batch *, bint, sc_send_arrays *, sc_batch_input *)
+    const sc_send_tag *sc_send_batch_tags(const sc_send_batch *)
+    void *const *sc_send_batch_objects(const sc_send_batch *)
+    sc_producer sc_send_batch_producer(const sc_send_buffer *, const sc_send_batch *)

@@ -56,6 +56,19 @@ class ArrayAppend:
         return cls([(count, _unless_null(key), value, made, times)], version, timestamp if times is None else None)
 
     @classmethod
+    def of_batch(cls, batch: _core.SealedBatch, version: SchemaVersion) -> ArrayAppend:
+        """From what a producer has collected."""
+        found = batch.columns()
+        key, value = _column_of(found["key"]), _column_of(found["value"])
+        objects = batch.objects()
+        if objects is not None:
+            assert version.user is not None
+            value = columns.struct_of_array(pa.concat_arrays(objects), version.user)
+        times = np.frombuffer(found["timestamps"], np.int64)
+        value = pa.nulls(batch.count, version.value_type) if value is None else value
+        return cls([(batch.count, key, value, _headers_of(found), times)], version, None)
+
+    @classmethod
     def of_table(cls, table: pa.Table, version: SchemaVersion) -> ArrayAppend:
         """From the argument of `Topic.append_table`."""
         extras = _extra_columns(table, version)
@@ -133,6 +146,26 @@ class ArrayAppend:
                 )
             start += count
         return ArrayAppend(chunks, self.version, self.timestamp, made_ms=self.made_ms)
+
+
+def _column_of(buffers: Any, kind: Any = None) -> pa.Array | None:
+    """A binary column of (count, nulls, validity, ends, data)."""
+    if buffers is None:
+        return None
+    count, nulls, *parts = buffers
+    made = [None if part is None else pa.py_buffer(part) for part in parts]
+    return pa.Array.from_buffers(kind or pa.binary(), count, made, nulls)
+
+
+def _headers_of(found: dict[str, Any]) -> pa.Array | None:
+    if found["headers"] is None:
+        return None
+    count, nulls, validity, ends, _ = found["headers"]
+    entry = HEADERS.value_type
+    pairs = [_column_of(found["header_key"], pa.string()), _column_of(found["header_value"])]
+    entries = pa.StructArray.from_arrays(pairs, fields=[entry.field(0), entry.field(1)])
+    made = [None if validity is None else pa.py_buffer(validity), pa.py_buffer(ends)]
+    return pa.Array.from_buffers(HEADERS, count, made, nulls, children=[entries])
 
 
 def _longest(array: pa.Array | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class StreamcoreError(Exception):
@@ -108,3 +108,30 @@ class GroupError(StreamcoreError):
 
 class TransactionError(StreamcoreError):
     """A transaction does not allow this now."""
+
+
+class BufferFullError(StreamcoreError):
+    """A producer's `buffer_bytes` are in use: for longer than `max_block_ms`, or the caller chose not to wait."""
+
+
+class Lost(NamedTuple):
+    """How many records of a partition were given up."""
+
+    topic: str
+    partition: int
+    records: int
+
+
+class ProducerError(StreamcoreError):
+    """Records that were sent without `on_delivery` could not be appended, or an `on_delivery` raised.
+
+    `lost` tells of which partitions how many; `__cause__` is the first error. Raised once, by the next send, flush or
+    close.
+    """
+
+    def __init__(self, message: str, lost: tuple[Lost, ...] = ()) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+    def __reduce__(self) -> Any:
+        return type(self), (*self.args, self.lost)

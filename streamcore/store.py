@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from streamcore.consumer import Callback, Consumer, Isolation, Start
     from streamcore.delivery import Delivery
     from streamcore.groups import Group
+    from streamcore.producer import Producer
     from streamcore.transactions import Coordinator, Transaction
 
 Mode = Literal["r", "rw"]
@@ -106,6 +107,7 @@ class Store:
         self._flusher = _Flusher()
         self._coordinator: Coordinator | None = None
         self._delivery: Delivery | None = None
+        self._producers: set[Producer] = set()
         self.closed = False
         _open_stores.add(self)
         if mode == "rw":
@@ -292,6 +294,55 @@ class Store:
 
         raise_signal(self.path)
 
+    # ---- producers ----
+
+    def producer(
+        self,
+        linger_ms: int = 5,
+        batch_bytes: int = 1 << 20,
+        buffer_bytes: int = 64 << 20,
+        idempotent: bool = True,
+        durability: Literal["os", "disk"] | None = None,
+        transactional_id: str | None = None,
+        max_block_ms: int = 60_000,
+        delivery_timeout_ms: int = 120_000,
+        transaction_timeout_ms: int = 60_000,
+    ) -> Producer:
+        """Makes a producer, which sends records one at a time: see Producer. Closing the store closes it.
+
+        linger_ms: a batch is appended when it is this old; 0: as soon as the thread is free. batch_bytes: or this
+        large, its records counted with 24 bytes each. buffer_bytes: memory for records that are not in the log yet;
+        when it is in use, `send` waits, max_block_ms at most. idempotent: batches carry a producer id and sequences
+        (KIP-98). durability: "os" or "disk"; None leaves it to the topic. delivery_timeout_ms: how long a batch is
+        tried again that fails for a reason that may pass, from its first record on. transactional_id: records are sent
+        in transactions, from begin_transaction to commit_transaction or abort_transaction; who begins one with the same
+        id ends this producer's. transaction_timeout_ms: one that has not ended by then is aborted.
+        """
+        from streamcore.producer import Producer
+
+        self._check_writable()
+        made = Producer(
+            self,
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            buffer_bytes=buffer_bytes,
+            idempotent=idempotent,
+            durability=durability,
+            transactional_id=transactional_id,
+            max_block_ms=max_block_ms,
+            delivery_timeout_ms=delivery_timeout_ms,
+            transaction_timeout_ms=transaction_timeout_ms,
+        )
+        with self.lock:
+            self.check_open()
+            self._producers.add(made)
+        return made
+
+    def forget_producer(self, producer: Producer) -> None:
+        """Called by a producer that was closed."""
+        with self.lock:
+            self._producers.discard(producer)
+
     # ---- checks ----
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
@@ -464,8 +515,11 @@ class Store:
             self._close()
 
     def _close(self) -> None:
+        failures: list[BaseException] = []
+        self._close_producers(failures)
         delivery = self._delivery
-        failures = [] if delivery is None or self.closed else delivery.close()  # while what they need is open
+        if delivery is not None and not self.closed:
+            failures += delivery.close()  # while what consumers need is open
         self._abort_transactions()
         with self.lock:
             if self.closed:
@@ -492,6 +546,17 @@ class Store:
             self._coordinator.abort_all()
         except (StreamcoreError, OSError) as error:  # they end when their time is over
             _log.warning("transactions in %s could not be aborted: %s", self.path, error)
+
+    def _close_producers(self, failures: list[BaseException]) -> None:
+        with self.lock:
+            producers = list(self._producers)
+        if any(producer.is_worker() for producer in producers):
+            raise StreamcoreError("close was called from an on_delivery: the producer's thread would wait for itself")
+        for producer in producers:
+            try:
+                producer.close()
+            except (StreamcoreError, OSError) as error:
+                failures.append(error)
 
     def __enter__(self) -> Self:
         self.check_open()

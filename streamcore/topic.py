@@ -40,6 +40,7 @@ _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
 DeletionBound = int | datetime.datetime | Literal["latest"]
 Before = DeletionBound | Mapping[int, DeletionBound]
+SendPlan = tuple[int, int, int, int, bool, bool, bool]  # see SendBuffer.add_topic
 _STALE_RETRIES = 100
 _WAIT_MS_MAX = 1 << 40  # 34 years
 _SCHEMA_READ_BYTES = 4 << 20
@@ -328,6 +329,41 @@ class Topic:
             return found
 
         return self._call(run)
+
+    # ---- what producers need ----
+
+    def send_plan(self, durability: Durability | None) -> tuple[_core.Topic, SendPlan]:
+        """The native topic, and how a producer's batches are appended to it: see SendBuffer.add_topic."""
+        self._refresh_if_stale()
+        core = self._open_core()
+        with self._store.lock:
+            return core, (
+                self._row.partitions,
+                self._current,
+                self._row.generation,
+                self._config.max_record_bytes,
+                self._fast,
+                self._log_append_time,
+                self._is_durable(durability),
+            )
+
+    def append_sealed(self, batch: _core.SealedBatch, producer: Producer | None) -> tuple[int, int, int]:
+        """Appends what a producer has collected for a partition, not durably: (partition, first offset, end offset)."""
+
+        def run() -> tuple[int, int, int]:
+            core = self._open_core()
+            if self._fast:
+                now = time.time_ns() // 1_000_000
+                return batch.append_to(core, self._current, self._log_append_time, now, producer)
+            given = ArrayAppend.of_batch(batch, self._versions[self._current])
+            return append_arrays(core, batch.partition, given, self._config, False, producer)
+
+        return self._call(run)
+
+    def note_appended(self) -> None:
+        """Has what a producer appended flushed in the background within a second."""
+        if not self._unflushed:
+            self._store.note_unflushed(self)
 
     def _check_partition(self, partition: Any) -> None:
         if not isinstance(partition, (int, np.integer)) or isinstance(partition, bool):

@@ -36,10 +36,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
+from streamcore import producer_ids
 from streamcore.config import check_durability
 from streamcore.errors import FencedError, StreamcoreError, TopicNotFoundError, TransactionError
+from streamcore.producer_ids import take_producer_id
 
 if TYPE_CHECKING:
+    from streamcore import _core
     from streamcore.append import Producer
     from streamcore.store import Store
     from streamcore.topic import Span, Topic
@@ -51,8 +54,8 @@ _SETTLED_AT_ONCE = 64
 _SEQUENCE_MAX = (1 << 31) - 1
 _log = logging.getLogger("streamcore")
 
-_TABLES = """
-create table if not exists producer_ids (next integer not null);
+_TABLES = f"""
+{producer_ids.TABLE};
 create table if not exists transaction_boot (boot text not null);
 create table if not exists transactional_ids (
   name text primary key,
@@ -204,7 +207,7 @@ class Coordinator:
             ).fetchone()
             if found != (None if old is None else (old.producer_id, old.epoch, 0)):
                 return None
-            producer_id = _next_producer_id(connection) if fresh or old is None else old.producer_id
+            producer_id = take_producer_id(connection) if fresh or old is None else old.producer_id
             epoch = 0 if fresh or old is None else old.epoch + 1
             if known is None or known.claimed != kept:
                 connection.execute("delete from transaction_partitions where name = ?", (name,))
@@ -233,7 +236,7 @@ class Coordinator:
             return row.producer_id, fence, set(places)
         with self._store.catalog.changing() as connection:  # a new producer id, as after every loss of power
             self._check(connection, old.name, row.producer_id, fence)
-            producer_id = _next_producer_id(connection)
+            producer_id = take_producer_id(connection)
             connection.execute("delete from transaction_partitions where name = ?", (old.name,))
             self._write_row(connection, started._replace(producer_id=producer_id, epoch=0, boot=self._boot))
         return producer_id, 0, set()
@@ -496,16 +499,6 @@ def _delete_decisions(connection: sqlite3.Connection, keys: Iterable[tuple[int, 
     connection.executemany("delete from transaction_decisions where producer_id = ? and epoch = ?", list(keys))
 
 
-def _next_producer_id(connection: sqlite3.Connection) -> int:
-    """A number that no producer of this store ever had. The catalog's transaction must be a durable one."""
-    row = connection.execute("select next from producer_ids").fetchone()
-    if row is None:
-        connection.execute("insert into producer_ids values (2)")
-        return 1
-    connection.execute("update producer_ids set next = next + 1")
-    return int(row[0])
-
-
 def finish_transactions(store: Store, now: int | None = None, *, everything: bool = True) -> int:
     """Ends transactions that nobody else ends: decided ones without markers, and those whose time is over.
 
@@ -628,6 +621,14 @@ class Transaction:
         self._check_open()
         target = self._topic(topic)
         return self._guarded(lambda: target.append_table_by(self._writer, table, partition))
+
+    def append_sealed(self, topic: Topic, batch: _core.SealedBatch) -> tuple[int, int, int]:
+        """Appends what a producer has collected for a partition; called by its thread, which decides on retries."""
+        self._check_open()
+        self._writer.claim(topic, [batch.partition])
+        placed = topic.append_sealed(batch, self._writer.producer(topic, batch.partition))
+        self._writer.appended(topic, batch.partition, batch.count)
+        return placed
 
     def commit_offsets(self, consumer: OffsetSource) -> None:
         """Commits the consumer's positions of now with the transaction, in place of the consumer's own commit."""

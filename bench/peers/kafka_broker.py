@@ -67,8 +67,8 @@ class Broker:
         admin = AdminClient({"bootstrap.servers": self.address})
         admin.delete_topics([name])[name].result(30)
 
-    def produce(self, topic: str, values: list[bytes]) -> None:
-        """Sends all values and waits until the broker has them; settings for throughput."""
+    def produce(self, topic: str, values: list[bytes], keys: list[bytes] | None = None) -> None:
+        """Sends all values, one a call, and waits until the broker has them; settings for throughput."""
         from confluent_kafka import Producer
 
         settings = {
@@ -80,8 +80,12 @@ class Broker:
             "queue.buffering.max.kbytes": 2_000_000,
         }
         producer = Producer(settings)
-        for value in values:
-            producer.produce(topic, value)
+        if keys is None:
+            for value in values:
+                producer.produce(topic, value)
+        else:
+            for value, key in zip(values, keys, strict=True):
+                producer.produce(topic, value, key)
         if producer.flush(DEADLINE_S):
             raise RuntimeError(f"Kafka did not take all records in {DEADLINE_S} s")
 
