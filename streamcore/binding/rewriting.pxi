@@ -80,7 +80,7 @@ cdef int on_rewrite_progress(void *context, int64_t size) noexcept with gil:
 
 
 cdef class Rewrite:
-    """A sealed segment that is being replaced. One thread at a time; `close` leaves the old one if nothing was committed."""
+    """A sealed segment that is being replaced, by one thread. `close` leaves the old one if nothing was committed."""
     cdef sc_rewrite *ptr
     cdef sc_batch batch
 
@@ -108,8 +108,8 @@ cdef class Rewrite:
         return 0
 
     def look(self):
-        """(whether values are bytes, batches, their bytes, rows, aborted rows, compressed batches, batches that may have
-        headers)."""
+        """(whether values are bytes, batches, their bytes, rows, aborted rows, compressed batches, batches that may
+        have headers)."""
         cdef sc_error error
         cdef sc_rewrite_contents contents
         cdef int code
@@ -241,8 +241,8 @@ cdef class Rewrite:
         check(sc_rewrite_copy(self.ptr, &self.batch, &error), &error)
 
     def commit(self):
-        """Puts the new segment in the place of the old one: (whether it did, bytes before, after, batches before, after,
-        rows before, after)."""
+        """Puts the new segment in the place of the old one: (whether it did, bytes before, after, batches before,
+        after, rows before, after)."""
         cdef sc_error error
         cdef sc_rewrite_report report
         cdef int code
