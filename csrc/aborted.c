@@ -61,9 +61,14 @@ static bool take_file(sc_segment *segment, sc_mapping *mapping, int64_t end, con
         return false;
     memcpy(copy, items, (size_t)header.count * sizeof *items);
     free(segment->aborted.items);
-    segment->aborted = (sc_aborted_list){.items = copy, .count = header.count, .capacity = header.count,
-                                         .position = header.end_position, .stable_offset = header.stable_offset,
-                                         .damaged_offset = INT64_MAX, .sorted = true, .complete = true};
+    segment->aborted = (sc_aborted_list){.items = copy,
+                                         .count = header.count,
+                                         .capacity = header.count,
+                                         .position = header.end_position,
+                                         .stable_offset = header.stable_offset,
+                                         .damaged_offset = INT64_MAX,
+                                         .sorted = true,
+                                         .complete = true};
     return true;
 }
 
@@ -93,8 +98,8 @@ static void save(const sc_segment *segment)
     const sc_aborted_list *list = &segment->aborted;
     if (list->count > ITEMS_MAX || list->damaged_offset != INT64_MAX)
         return;
-    file_header header = {.count = (uint32_t)list->count, .end_position = list->position,
-                          .stable_offset = list->stable_offset};
+    file_header header = {
+        .count = (uint32_t)list->count, .end_position = list->position, .stable_offset = list->stable_offset};
     memcpy(header.magic, file_magic, sizeof header.magic);
     header.crc = crc_of(segment, &header, list->items);
     aborted_path(segment, path, sizeof path, "");
@@ -104,8 +109,8 @@ static void save(const sc_segment *segment)
     if (fd < 0)
         return;
     bool written = sc_os_write_whole(fd, &header, sizeof header, 0) == 0 &&
-                   (list->count == 0 || sc_os_write_whole(fd, list->items, (size_t)list->count * sizeof *list->items,
-                                                          sizeof header) == 0);
+                   (list->count == 0 ||
+                    sc_os_write_whole(fd, list->items, (size_t)list->count * sizeof *list->items, sizeof header) == 0);
     sc_os.close(fd);
     if (!written || sc_os.rename(temporary, path) != 0)
         (void)sc_os.unlink(temporary);

@@ -1,6 +1,6 @@
 /*
- * Producer state and the log: catching up from batch headers, and the `.producers` file, a hint that saves walking the log
- * from its start. Everything here is done under the partition's lock.
+ * Producer state and the log: catching up from batch headers, and the `.producers` file, a hint that saves walking the
+ * log from its start. Everything here is done under the partition's lock.
  *
  * The file (docs/format.md):
  *
@@ -38,8 +38,8 @@ static_assert(sizeof(snapshot_header) == 64, "the header of a snapshot has 64 by
 
 static int snapshot_path(const sc_partition *partition, const char *ending, char *path, sc_error *error)
 {
-    int length = snprintf(path, SC_PATH_MAX, "%s/%u/.producers%s", partition->topic->path, (unsigned)partition->number,
-                          ending);
+    int length =
+        snprintf(path, SC_PATH_MAX, "%s/%u/.producers%s", partition->topic->path, (unsigned)partition->number, ending);
     return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
 }
 
@@ -88,8 +88,8 @@ static bool is_of_this_log(sc_partition *partition, const sc_tail *tail, const s
     sc_header batch;
     return memcmp(header->magic, snapshot_magic, sizeof snapshot_magic) == 0 &&
            snapshot_crc(partition, header) == header->crc && header->end_offset <= tail->end_offset &&
-           find_batch_before(partition, tail, header->end_offset, &batch) &&
-           batch.base_offset == header->base_offset && batch.header_crc == header->batch_crc;
+           find_batch_before(partition, tail, header->end_offset, &batch) && batch.base_offset == header->base_offset &&
+           batch.header_crc == header->batch_crc;
 }
 
 static void load_snapshot(sc_partition *partition, const sc_tail *tail, sc_producer_state *state)
@@ -140,7 +140,8 @@ void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, b
         snapshot_path(partition, "", path, &unused) != SC_OK ||
         snapshot_path(partition, ".tmp", temporary, &unused) != SC_OK)
         return;
-    snapshot_header header = {.batch_crc = batch.header_crc, .end_offset = state->offset, .base_offset = batch.base_offset};
+    snapshot_header header = {
+        .batch_crc = batch.header_crc, .end_offset = state->offset, .base_offset = batch.base_offset};
     memcpy(header.magic, snapshot_magic, sizeof header.magic);
     header.crc = snapshot_crc(partition, &header);
     (void)sc_os.unlink(temporary);
@@ -213,8 +214,8 @@ static int apply_producers(sc_producer_state *state, sc_mapping *mapping, int64_
                            sc_error *error)
 {
     int64_t at = position + SC_OPENING_SIZE + header->metadata_size + SC_HEADER_SIZE, nothing = 0;
-    struct snapshot_search self = {.body = mapping->data + at, .size = position + header->total_size - at, .state = state,
-                                   .error = error};
+    struct snapshot_search self = {
+        .body = mapping->data + at, .size = position + header->total_size - at, .state = state, .error = error};
     sc_look look = sc_segment_look(mapping, position, mapping->size, true, &nothing);
     if (look.state != SC_BATCH_GOOD || !sc_os_read_mapped(self.body, (size_t)self.size, take_producers, &self))
         return SC_OK;
@@ -249,8 +250,8 @@ static int take_batch(walker *self, const sc_header *header)
     return code;
 }
 
-/* Takes over all batches from `position` on. Damage is passed over: what it said of producers is lost, and who reads the
- * records is told of it. */
+/* Takes over all batches from `position` on. Damage is passed over: what it said of producers is lost, and who reads
+ * the records is told of it. */
 static int walk_batches(walker *self)
 {
     int64_t nothing = 0;
@@ -355,8 +356,8 @@ int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error
             break;
         code = sc_partition_find(partition, tail, offset, &self.segment, &next_base, error);
         if (code == SC_OK && self.segment == NULL)
-            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
-                           (long long)offset);
+            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld",
+                           (unsigned)partition->number, (long long)offset);
         if (code == SC_OK)
             code = walk_segment(&self, tail, next_base);
         sc_segment_release(self.segment);

@@ -206,9 +206,10 @@ static int check_sequence(const sc_producer_entry *entry, const sc_producer *pro
     }
     if (producer->sequence == next)
         return SC_OK;
-    return sc_fail(error, SC_SEQUENCE,
-                   "sequence %d of producer %lld (epoch %d): %d comes next here, and this repeats none of its last %d appends",
-                   (int)producer->sequence, (long long)producer->id, (int)producer->epoch, (int)next, SC_PRODUCER_UNITS);
+    return sc_fail(
+        error, SC_SEQUENCE,
+        "sequence %d of producer %lld (epoch %d): %d comes next here, and this repeats none of its last %d appends",
+        (int)producer->sequence, (long long)producer->id, (int)producer->epoch, (int)next, SC_PRODUCER_UNITS);
 }
 
 int sc_producer_state_check(const sc_producer_state *state, const sc_producer *producer, int64_t count,
@@ -243,7 +244,8 @@ static void reach(sc_producer_state *state, int64_t offset)
     state->unsaved++;
 }
 
-static void remember(sc_producer_entry *entry, int32_t sequence, int64_t first_offset, int64_t last_offset, bool continued)
+static void remember(sc_producer_entry *entry, int32_t sequence, int64_t first_offset, int64_t last_offset,
+                     bool continued)
 {
     if (continued && entry->unit_count > 0) {
         entry->units[entry->unit_count - 1].last_offset = last_offset;
@@ -304,8 +306,8 @@ int sc_producer_state_apply(sc_producer_state *state, const sc_header *header, b
     if (producer.id > 0 && control && (header->control == SC_CONTROL_COMMIT || header->control == SC_CONTROL_ABORT))
         return sc_producer_state_end(state, &producer, header->last_offset, now_ms, error);
     if (producer.id > 0 && !control)
-        return sc_producer_state_add(state, &producer, header->base_offset, header->last_offset, transactional, continued,
-                                     now_ms, error);
+        return sc_producer_state_add(state, &producer, header->base_offset, header->last_offset, transactional,
+                                     continued, now_ms, error);
     reach(state, header->last_offset + 1);
     return SC_OK;
 }
@@ -329,8 +331,8 @@ static uint32_t crc_of(const uint8_t *data, int64_t size)
 
 void sc_producer_state_encode(const sc_producer_state *state, uint8_t *at)
 {
-    encoded_header header = {.count = (uint32_t)state->count, .offset = state->offset,
-                             .size = sc_producer_state_encoded_size(state)};
+    encoded_header header = {
+        .count = (uint32_t)state->count, .offset = state->offset, .size = sc_producer_state_encoded_size(state)};
     memcpy(header.magic, encoded_magic, sizeof header.magic);
     memcpy(at, &header, sizeof header);
     if (state->count > 0)

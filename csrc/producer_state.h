@@ -57,8 +57,8 @@ typedef struct sc_producer_state {
     int64_t slot_count;
     int64_t *open; /* ids of producers with an open transaction, in no order */
     int64_t open_count, open_capacity;
-    int64_t unsaved;     /* batches that were applied since it was last saved */
-    int64_t expiry_ms;   /* next time to look for idle producers */
+    int64_t unsaved;                /* batches that were applied since it was last saved */
+    int64_t expiry_ms;              /* next time to look for idle producers */
     int64_t segment_base, position; /* where the batch of `offset` begins, perhaps */
 } sc_producer_state;
 
@@ -69,9 +69,9 @@ void sc_producer_state_free(sc_producer_state *state);
 void sc_producer_state_reset(sc_producer_state *state, int64_t offset);
 const sc_producer_entry *sc_producer_state_find(const sc_producer_state *state, int64_t id);
 
-/* What becomes of an append of `count` records, before it is made: SC_OK, SC_FENCED (its epoch is over), SC_SEQUENCE (it
- * leaves a gap, or is a repetition of one that is too old), SC_INVALID (mixed with an open transaction). *duplicate: it
- * is in the log already, at *unit. */
+/* What becomes of an append of `count` records, before it is made: SC_OK, SC_FENCED (its epoch is over), SC_SEQUENCE
+ * (it leaves a gap, or is a repetition of one that is too old), SC_INVALID (mixed with an open transaction).
+ * *duplicate: it is in the log already, at *unit. */
 int sc_producer_state_check(const sc_producer_state *state, const sc_producer *producer, int64_t count,
                             bool transactional, bool *duplicate, sc_producer_unit *unit, sc_error *error);
 /* Takes an append over that was made at [first_offset, last_offset]; the table then reaches behind it. `continued`: it
@@ -93,7 +93,8 @@ void sc_producer_state_expire(sc_producer_state *state, int64_t before_ms);
 
 int64_t sc_producer_state_encoded_size(const sc_producer_state *state);
 void sc_producer_state_encode(const sc_producer_state *state, uint8_t *at);
-/* Puts what was encoded into the table, in place of what it says of the same producers. SC_CORRUPT: nothing was taken. */
+/* Puts what was encoded into the table, in place of what it says of the same producers. SC_CORRUPT: nothing was taken.
+ */
 int sc_producer_state_decode(sc_producer_state *state, const uint8_t *data, int64_t size, int64_t *offset,
                              sc_error *error);
 

@@ -413,25 +413,49 @@ def test_consumers_start_where_they_are_told(store: sc.Store, topic: sc.Topic) -
                 assert consumer.position("clicks", 0) == offset
 
 
-real_bounds = sc.Topic.bounds
-
-
-def bounds_of_a_log_that_begins_at_4(topic: sc.Topic, *arguments: Any) -> dict[int, tuple[int, int, int]]:
-    return {partition: (4, *rest) for partition, (_, *rest) in real_bounds(topic, *arguments).items()}  # type: ignore[misc]
-
-
-def test_a_position_outside_the_log_is_reset_by_start_and_counted(
-    store: sc.Store, topic: sc.Topic, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("start", "found"), [("earliest", [4, 5, 6, 7, 8, 9]), ("latest", [])])
+def test_a_position_whose_records_were_deleted_is_reset_by_start_and_counted(
+    store: sc.Store, topic: sc.Topic, caplog: pytest.LogCaptureFixture, start: Any, found: list[int]
 ) -> None:
     fill(topic, 10)
-    for start, found in (("earliest", list(range(4, 10))), ("latest", [])):
-        with store.consumer("clicks", start=start) as consumer:  # type: ignore[arg-type]
-            consumer.seek("clicks", 0, 0)
-            with monkeypatch.context() as patched:
-                patched.setattr(sc.Topic, "bounds", bounds_of_a_log_that_begins_at_4)
-                assert [record.offset for record in consumer.poll(0)] == found
-            assert consumer.metrics.offset_resets == 1
-            assert "lies outside the log" in caplog.text
+    with store.consumer("clicks", group="g", start=start) as consumer:
+        consumer.seek("clicks", 0, 2)
+        consumer.commit()
+        topic.delete_records(before=4)
+        assert [record.offset for record in consumer.poll(0)] == found
+        assert consumer.metrics.offset_resets == 1
+        assert "lies outside the log" in caplog.text
+        with pytest.raises(sc.OffsetOutOfRangeError, match="offset 3"):
+            consumer.seek("clicks", 0, 3)
+    assert store.group("g").offsets() == {("clicks", 0): 2}
+    with store.consumer("clicks", group="g", start=start) as consumer:
+        assert consumer.poll_arrow(0).num_rows == len(found)
+
+
+def test_markers_aborted_records_and_compacted_offsets_are_stepped_over(store: sc.Store) -> None:
+    topic = store.create_topic("clicks", cleanup="compact")
+    topic.append([b"old"] * 5, keys=[b"k"] * 5)
+    with pytest.raises(RuntimeError), store.transaction("t") as transaction:
+        transaction.append("clicks", [b"aborted"] * 3, keys=[b"k"] * 3)
+        raise RuntimeError
+    with store.transaction("t") as transaction:
+        transaction.append("clicks", [b"committed"], keys=[b"k"])
+    with store.consumer("clicks", group="g") as consumer, store.consumer("clicks") as arrow:
+        assert [record.value for record in drain(consumer)] == [b"old"] * 5 + [b"committed"]
+        end = topic.partitions[0].end_offset
+        assert consumer.position("clicks", 0) == end == 11
+        consumer.commit()
+        assert arrow.poll_arrow(0).num_rows == 6
+        assert arrow.position("clicks", 0) == end
+        assert set(store.group("g").lag().values()) == {0}
+        dirty = store.consumer("clicks", isolation="uncommitted")
+        assert len(drain(dirty)) == 9
+        with store.transaction("t") as transaction:
+            transaction.append("clicks", [b"open"], keys=[b"k"])
+            assert consumer.poll(20) == []
+            assert consumer.position("clicks", 0) == end
+            assert [record.value for record in dirty.poll(LONG_MS)] == [b"open"]
+        assert [record.value for record in consumer.poll(LONG_MS)] == [b"open"]
 
 
 # ---- wrong arguments, ends ----

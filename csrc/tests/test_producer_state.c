@@ -19,7 +19,8 @@ static int add(sc_producer_state *state, int64_t id, int16_t epoch, int32_t sequ
                bool transactional)
 {
     sc_producer producer = {id, epoch, sequence};
-    return sc_producer_state_add(state, &producer, offset, offset + count - 1, transactional, false, 1000 + offset, &error);
+    return sc_producer_state_add(state, &producer, offset, offset + count - 1, transactional, false, 1000 + offset,
+                                 &error);
 }
 
 static int check(const sc_producer_state *state, int64_t id, int16_t epoch, int32_t sequence, int64_t count,
@@ -46,9 +47,9 @@ static void test_the_last_five_appends_of_a_producer_are_known_again(void)
         CHECK_OK(check(state, 7, 0, i * 10, 10, &first), error);
         CHECK_EQ(first, i * 100);
     }
-    CHECK_EQ(check(state, 7, 0, 20, 10, &first), SC_SEQUENCE);  /* too old */
-    CHECK_EQ(check(state, 7, 0, 70, 9, &first), SC_SEQUENCE);   /* not the same one */
-    CHECK_EQ(check(state, 7, 0, 81, 1, &first), SC_SEQUENCE);   /* a gap */
+    CHECK_EQ(check(state, 7, 0, 20, 10, &first), SC_SEQUENCE); /* too old */
+    CHECK_EQ(check(state, 7, 0, 70, 9, &first), SC_SEQUENCE);  /* not the same one */
+    CHECK_EQ(check(state, 7, 0, 81, 1, &first), SC_SEQUENCE);  /* a gap */
     CHECK_OK(check(state, 7, 0, 80, 1, &first), error);
     CHECK_EQ(first, -1);
     sc_producer_state_free(state);
@@ -137,7 +138,8 @@ static void test_the_number_of_producers_is_bounded(void)
 
 enum { ROWS_MAX = 64 };
 
-static int produce(sc_topic *topic, sc_producer producer, bool transactional, int64_t count, int64_t each, int64_t *first)
+static int produce(sc_topic *topic, sc_producer producer, bool transactional, int64_t count, int64_t each,
+                   int64_t *first)
 {
     static const uint8_t text[200];
     sc_bytes values[ROWS_MAX];
@@ -146,10 +148,15 @@ static int produce(sc_topic *topic, sc_producer producer, bool transactional, in
     for (int64_t i = 0; i < count; i++)
         values[i] = (sc_bytes){text, 100};
     for (int64_t at = 0; at < count; at += each)
-        inputs[batches++] = (sc_batch_input){.count = count - at < each ? count - at : each, .values = values + at,
-                                             .timestamp = FIRST_TIME};
-    sc_append append = {.batches = inputs, .batch_count = batches, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1, .producer = producer, .transactional = transactional};
+        inputs[batches++] = (sc_batch_input){
+            .count = count - at < each ? count - at : each, .values = values + at, .timestamp = FIRST_TIME};
+    sc_append append = {.batches = inputs,
+                        .batch_count = batches,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = -1,
+                        .producer = producer,
+                        .transactional = transactional};
     return sc_partition_append(topic, 0, &append, first, &end, &error);
 }
 
@@ -173,8 +180,13 @@ static int64_t scan(sc_topic *topic, bool committed, uint8_t *seen)
 {
     sc_partition_info info = info_of(topic);
     sc_range range = {0, info.start_offset, committed ? info.stable_offset : info.end_offset};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
-                               .limit = -1, .verify = true, .committed = committed};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true,
+                               .committed = committed};
     sc_scan *found;
     sc_batch batch;
     int64_t count = 0, counted;
@@ -379,8 +391,12 @@ static void test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_
     CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 5, 5, &first), error);
     append_records(topic, 0, 10, 3);
     sc_range range = {0, 0, 13};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
-                               .limit = -1, .committed = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .committed = true};
     sc_scan *found;
     CHECK_OK(sc_scan_open(topic, &options, &found, &error), error);
     CHECK_OK(sc_scan_count(found, &count, &error), error);
@@ -492,7 +508,8 @@ static void step(model *self, sc_topic *topic)
         append_records(topic, 0, self->end, count);
         memset(self->visible + self->end, 1, (size_t)count);
     } else if (random_below(4) != 0 || self->open[p] < 0) {
-        CHECK_OK(produce(topic, (sc_producer){p + 1, 0, self->sequence[p]}, true, count, 1 + random_below(20), &first), error);
+        CHECK_OK(produce(topic, (sc_producer){p + 1, 0, self->sequence[p]}, true, count, 1 + random_below(20), &first),
+                 error);
         CHECK_EQ(first, self->end);
         self->open[p] = self->open[p] < 0 ? self->end : self->open[p];
         memset(self->visible + self->end, 2 + p, (size_t)count);
@@ -605,7 +622,8 @@ static void test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batc
     }
 }
 
-/* The file as it was flushed and as it is at the end, mixed sector by sector: any of them may have reached the drive. */
+/* The file as it was flushed and as it is at the end, mixed sector by sector: any of them may have reached the drive.
+ */
 static void test_any_sectors_that_reached_the_drive_give_a_prefix_with_its_own_stable_offset(void)
 {
     enum { SECTOR = 512, EVENTS = 40, TRIALS = 250 };
@@ -697,8 +715,13 @@ static void *write_transactions(void *argument)
         text[0] = epoch % 3 != 0;
         sc_bytes value = {text, sizeof text};
         sc_batch_input input = {.count = 1, .values = &value, .timestamp = FIRST_TIME};
-        sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                            .expected_offset = -1, .producer = {id, epoch, 0}, .transactional = true};
+        sc_append append = {.batches = &input,
+                            .batch_count = 1,
+                            .schema_version = 1,
+                            .generation = GENERATION,
+                            .expected_offset = -1,
+                            .producer = {id, epoch, 0},
+                            .transactional = true};
         int64_t first, end, offset;
         for (; append.producer.sequence < 4; append.producer.sequence++)
             CHECK_OK(sc_partition_append(shared, 0, &append, &first, &end, &own), own);
@@ -718,8 +741,13 @@ static int64_t read_committed(sc_error *own)
     int64_t count = 0;
     CHECK_OK(sc_partition_describe(shared, 0, false, &info, own), *own);
     sc_range range = {0, 0, info.stable_offset};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN, .max_timestamp = INT64_MAX,
-                               .limit = -1, .verify = true, .committed = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true,
+                               .committed = true};
     CHECK_OK(sc_scan_open(shared, &options, &found, own), *own);
     int code;
     for (; (code = sc_scan_next(found, &batch, own)) == SC_OK; count += batch.row_count) {
