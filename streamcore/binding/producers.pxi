@@ -13,6 +13,7 @@ cdef extern from *:
 cdef int64_t FLUSH_PIECE_MS = 200  # between looks for signals
 
 
+@cython.final
 cdef class SendTopic:
     """A topic as a producer sends to it. `topic` is the Python object, `convert` makes (object, size) of a value."""
     cdef sc_send_topic *ptr

@@ -28,6 +28,7 @@ cdef class Signal:
         sc_signal_raise(self.ptr)
 
 
+@cython.final
 cdef class Waits:
     """What a wait is for, as the core takes it: [(Topic, partitions, offsets), …] and [(Signal, count), …]."""
     cdef list kept
