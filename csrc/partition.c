@@ -433,9 +433,10 @@ int sc_partition_segment(sc_topic *topic, uint32_t number, int64_t n, sc_segment
 }
 
 /* The bytes of sealed segments are their files' sizes; of the active one, what is written. */
-static int measure(sc_partition *partition, const sc_tail *tail, int64_t *size, sc_error *error)
+static int measure(sc_partition *partition, const sc_tail *tail, sc_partition_info *info, sc_error *error)
 {
-    *size = tail->segment_base < 0 ? 0 : tail->end_position;
+    info->size_bytes = tail->segment_base < 0 ? 0 : tail->end_position;
+    info->segment_count = tail->segment_base >= 0;
     for (int64_t offset = tail->start_offset; offset < tail->segment_base;) {
         sc_segment *segment;
         int64_t next_base;
@@ -446,10 +447,11 @@ static int measure(sc_partition *partition, const sc_tail *tail, int64_t *size, 
         int fd = sc_os.open(segment->path, SC_OPEN_READ);
         if (fd >= 0) {
             if (sc_os.stat(fd, &stat) == 0)
-                *size += stat.size;
+                info->size_bytes += stat.size;
             sc_os.close(fd);
         }
         sc_segment_release(segment);
+        info->segment_count++;
         offset = next_base < 0 ? tail->segment_base : next_base;
     }
     return SC_OK;
@@ -472,10 +474,11 @@ int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_p
             .end_offset = tail.end_offset,
             .durable_offset = tail.durable_offset,
             .size_bytes = -1,
+            .segment_count = -1,
             .stable_offset = deleted ? tail.start_offset : tail.stable_offset,
         };
         if (with_size)
-            code = measure(partition, &tail, &info->size_bytes, error);
+            code = measure(partition, &tail, info, error);
     }
     sc_topic_leave(topic);
     return code;

@@ -240,6 +240,7 @@ int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset,
 typedef struct sc_partition_info {
     int64_t start_offset, end_offset, durable_offset;
     int64_t size_bytes; /* of the segment files, preallocated space left out; -1 unless asked for */
+    int64_t segment_count; /* -1 unless asked for */
     int64_t stable_offset; /* the last stable offset: below it every transaction is committed or aborted */
 } sc_partition_info;
 

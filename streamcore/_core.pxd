@@ -151,6 +151,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t end_offset
         int64_t durable_offset
         int64_t size_bytes
+        int64_t segment_count
         int64_t stable_offset
 
     ctypedef struct sc_removal:

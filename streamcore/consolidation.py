@@ -8,6 +8,7 @@ to nothing after.
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import TYPE_CHECKING
 
 from streamcore import _core
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from streamcore.topic import Segment, Topic
 
 WORTH_BATCHES = 4  # times as many batches as there must be: then rewriting pays
+_settled: weakref.WeakKeyDictionary[Topic, set[tuple[int, int, int, str]]] = weakref.WeakKeyDictionary()
 _log = logging.getLogger("streamcore.consolidation")
 
 
@@ -41,13 +43,18 @@ def consolidate(topic: Topic, pace: Pace, partition: int | None = None) -> list[
 
 
 def _consolidate_segment(topic: Topic, segment: Segment, pace: Pace) -> Rewritten | None:
+    codec = topic.config.compression
+    settled = _settled.setdefault(topic, set())  # a sealed segment stays as it is until somebody rewrites it
+    known = (segment.partition, segment.base_offset, segment.size_bytes, codec)
+    if known in settled:
+        return None
     rewrite = topic.open_rewrite(segment)
     if rewrite is None:
         return None
     try:
         plain, batches, size, rows, _, compressed, with_headers = rewrite.look()
-        codec = topic.config.compression
         if not _is_worth(batches, size, rows) and (codec == "none" or compressed == batches):
+            settled.add(known)
             return None
         if plain and codec == "none" and not compressed and not with_headers:
             whole = rewrite.plain(BATCH_BYTES, pace.passed)

@@ -16,15 +16,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from streamcore.errors import StorageError, StreamcoreError
+from streamcore.errors import StorageError, StreamcoreError, TopicNotFoundError
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
+    from streamcore.rewriting import Rewritten
     from streamcore.store import Store
+    from streamcore.topic import Topic
 
+_Done = TypeVar("_Done")
 LOCK_NAME = "maintenance.lock"
+BYTES_PER_SECOND = 64 << 20  # read by what rewrites segments
+MIN_DIRTY_RATIO = 0.5  # of a compacted log: as min.cleanable.dirty.ratio of Apache Kafka
 _log = logging.getLogger("streamcore.maintenance")
 
 _TABLES = """
@@ -227,3 +232,82 @@ def task_stats(catalog: Catalog) -> list[TaskStats]:
         TaskStats(task, count, errors, started, seconds, error, json.loads(done), process)
         for task, count, errors, started, seconds, error, done, process in rows
     ]
+
+
+# ---- the tasks -------------------------------------------------------------------------------------------------
+
+
+def _end_transactions(store: Store, stop: Stop) -> dict[str, int]:
+    from streamcore.transactions import finish_transactions
+
+    return {"ended": finish_transactions(store, everything=False)}
+
+
+def _expire_groups(store: Store, stop: Stop) -> dict[str, int]:
+    from streamcore.groups import expire_offsets
+
+    return {"expired": expire_offsets(store.catalog)}
+
+
+def _retain(store: Store, stop: Stop) -> dict[str, int]:
+    from streamcore.retention import apply_retention
+
+    reports = _of_topics(store, stop, apply_retention)
+    return {
+        "segments": sum(report.segments for report in reports),
+        "bytes": sum(report.size_bytes for report in reports),
+        "segments_from_the_future": sum(report.from_the_future for report in reports),
+    }
+
+
+def _compact(store: Store, stop: Stop) -> dict[str, int]:
+    def compact(topic: Topic) -> list[Rewritten]:
+        if not topic.config.compacts:
+            return []
+        return topic.compact(None, BYTES_PER_SECOND, stop, min_dirty_ratio=MIN_DIRTY_RATIO)
+
+    return _rewritten(_of_topics(store, stop, compact))
+
+
+def _consolidate(store: Store, stop: Stop) -> dict[str, int]:
+    return _rewritten(_of_topics(store, stop, lambda topic: topic.consolidate(None, BYTES_PER_SECOND, stop)))
+
+
+def _of_topics(store: Store, stop: Stop, work: Callable[[Topic], _Done]) -> list[_Done]:
+    """Topic by topic, until it is time to stop. One that was deleted meanwhile has nothing left to do.
+
+    One where it fails does not keep it from the others: the first failure is raised when all had their turn.
+    """
+    done, failures = [], []
+    for topic in store.topics():
+        if stop():
+            break
+        try:
+            done.append(work(topic))
+        except TopicNotFoundError:
+            continue
+        except (StreamcoreError, OSError) as error:
+            _log.warning("maintenance of topic %s: %s", topic.name, error)
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return done
+
+
+def _rewritten(done: Sequence[Sequence[Rewritten]]) -> dict[str, int]:
+    every = [one for some in done for one in some]
+    return {
+        "segments": len(every),
+        "bytes_before": sum(one.bytes_before for one in every),
+        "bytes_after": sum(one.bytes_after for one in every),
+        "records_dropped": sum(one.records_before - one.records_after for one in every),
+    }
+
+
+TASKS = (
+    Task("transactions", _end_transactions),
+    Task("groups", _expire_groups),
+    Task("retention", _retain),
+    Task("compaction", _compact),
+    Task("consolidation", _consolidate),
+)

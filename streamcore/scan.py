@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SimpleBound = int | datetime.datetime | Literal["earliest", "latest"]
 Bound = SimpleBound | Mapping[int, SimpleBound]
-Describe = Callable[[int], tuple[int, int, int, int, int]]
+Describe = Callable[[int], tuple[int, int, int, int, int, int]]
 
 _LOW = -(1 << 63)
 _HIGH = (1 << 63) - 1
@@ -78,7 +78,7 @@ def _bound_of(bound: Bound, partition: int) -> SimpleBound:
 
 
 def _plan_leg(
-    partition: int, start: SimpleBound, end: SimpleBound, known: tuple[int, int, int, int, int], *, committed: bool
+    partition: int, start: SimpleBound, end: SimpleBound, known: tuple[int, int, int, int, int, int], *, committed: bool
 ) -> Leg:
     earliest, latest = known[0], known[1]
     stable = known[4] if committed else latest

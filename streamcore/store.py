@@ -35,6 +35,7 @@ from streamcore.errors import (
     StreamcoreError,
     TopicNotFoundError,
 )
+from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
     from streamcore.delivery import Delivery
     from streamcore.groups import Group
     from streamcore.producer import Producer
+    from streamcore.stats import StoreStats
     from streamcore.transactions import Coordinator, Transaction
 
 Mode = Literal["r", "rw"]
 FLUSH_INTERVAL_S = 0.5
+MAINTENANCE_INTERVAL_S = 30.0
 NOTE_AFTER_S = 10.0
 _DIGEST_CHUNK = 4 << 20
 _FOLDER_NAME_MAX = 200
@@ -107,6 +110,7 @@ class Store:
         self._flusher = _Flusher()
         self._coordinator: Coordinator | None = None
         self._delivery: Delivery | None = None
+        self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S)
         self._producers: set[Producer] = set()
         self.closed = False
         _open_stores.add(self)
@@ -240,6 +244,8 @@ class Store:
         from streamcore.consumer import Consumer
 
         self.check_open()
+        if self.mode == "rw":
+            self._maintenance.start()
         return Consumer(
             self,
             topics,
@@ -472,6 +478,26 @@ class Store:
         except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
             _log.warning("transactions in %s could not be finished: %s", self.path, error)
 
+    # ---- background work ----
+
+    def stats(self) -> StoreStats:
+        """What the store holds, what this process did with it, groups and their lag, background work."""
+        from streamcore.stats import stats_of
+
+        self.check_open()
+        return stats_of(self)
+
+    def maintain(self, tasks: Sequence[str] | None = None, stop: Callable[[], bool] | None = None) -> list[Run] | None:
+        """Does the background work now, in this thread; None when another process or thread is at it.
+
+        A store that is appended to or consumed from does this by itself every 30 s, in one process at a time. tasks:
+        some of "transactions", "groups", "retention", "compaction" and "consolidation"; None: all, in this order.
+        stop() is asked now and then, and ends it when it is true. What fails is in the result, and does not stop the
+        others.
+        """
+        self._check_writable()
+        return self._maintenance.run(tasks, stop)
+
     # ---- flushing and closing ----
 
     def flush(self) -> None:
@@ -487,6 +513,7 @@ class Store:
         topic.mark_unflushed()
         try:
             self._flusher.add(topic)
+            self._maintenance.start()
         except BaseException:  # ^C, or no more threads: the next append asks again
             topic.mark_unflushed(False)
             raise
@@ -515,6 +542,7 @@ class Store:
             self._close()
 
     def _close(self) -> None:
+        self._maintenance.stop()
         failures: list[BaseException] = []
         self._close_producers(failures)
         delivery = self._delivery

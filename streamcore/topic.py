@@ -80,6 +80,7 @@ class Partition:
     durable_offset: int
     size_bytes: int
     stable_offset: int
+    segment_count: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,6 +157,10 @@ class Topic:
         self._refresh_if_stale()
         core = self._open_core()
         return tuple(Partition(p, *self._call(partial(core.describe, p, True))) for p in range(self._row.partitions))
+
+    def counters(self) -> dict[str, Any]:
+        """What this process did with the topic since it opened the store, by name; for `Store.stats`."""
+        return self._open_core().counters()
 
     def __repr__(self) -> str:
         kind = "plain" if self.schema is None else f"typed: {', '.join(self.schema.names)}"
@@ -324,7 +329,7 @@ class Topic:
             core = self._open_core()
             found = {}
             for partition in partitions:
-                start, end, _, _, stable = core.describe(partition, False)
+                start, end, _, _, stable, _ = core.describe(partition, False)
                 found[partition] = (start, stable if committed else end, end)
             return found
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,3 +152,94 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_parent(store: sc.Store) ->
         os.waitpid(pid, 0)
         os.close(reading)
         os.close(writing)
+
+
+# ---- the tasks -------------------------------------------------------------------------------------------------
+
+
+def done_by(store: sc.Store, task: str) -> dict[str, int]:
+    runs = store.maintain([task])
+    assert runs is not None
+    [run] = runs
+    assert run.error is None
+    return run.done
+
+
+def test_maintenance_applies_retention(store: sc.Store) -> None:
+    topic = store.create_topic("short", retention_ms=1000, segment_bytes=64 << 10)
+    topic.append([b"x" * 1000] * 200, timestamps=1000)
+    topic.append([b"now"])
+    assert done_by(store, "retention")["segments"] >= 1
+    assert [record.value for record in topic.scan()] == [b"now"]
+
+
+def test_maintenance_compacts(store: sc.Store) -> None:
+    topic = store.create_topic("table", cleanup="compact", segment_bytes=64 << 10)
+    for number in range(300):
+        topic.append([b"%d" % number + b"." * 1000], keys=[b"key"])
+    done = done_by(store, "compaction")
+    assert done["records_dropped"] > 200
+    assert done["bytes_after"] < done["bytes_before"] / 10
+    latest = topic.latest(b"key")
+    assert latest is not None
+    assert latest.offset == 299
+    assert done_by(store, "compaction")["segments"] == 0
+
+
+def test_maintenance_merges_small_batches_once(store: sc.Store) -> None:
+    topic = store.create_topic("small", segment_bytes=64 << 10)
+    for number in range(300):
+        topic.append([b"%d" % number])
+    before = [(record.offset, record.timestamp_ms, record.value) for record in topic.scan()]
+    done = done_by(store, "consolidation")
+    assert done["segments"] >= 1
+    assert done["records_dropped"] == 0
+    assert done["bytes_after"] < done["bytes_before"] / 4
+    assert [(record.offset, record.timestamp_ms, record.value) for record in topic.scan()] == before
+    assert done_by(store, "consolidation")["segments"] == 0
+
+
+def test_maintenance_ends_a_transaction_that_ran_out_of_time(store: sc.Store) -> None:
+    topic = store.create_topic("t")
+    transaction = store.transaction("slow", timeout_ms=1)
+    transaction.append(topic, [b"never seen"])
+    deadline = time.monotonic() + WAIT_S
+    while done_by(store, "transactions")["ended"] == 0:
+        assert time.monotonic() < deadline
+    assert topic.partitions[0].stable_offset == topic.partitions[0].end_offset
+    assert topic.scan().count() == 0
+    with pytest.raises(sc.FencedError):
+        transaction.append(topic, [b"too late"])
+
+
+def test_a_topic_that_is_damaged_keeps_maintenance_from_no_other(store: sc.Store) -> None:
+    topics = [store.create_topic(name, segment_bytes=64 << 10) for name in ("a", "b")]
+    for topic in topics:
+        for number in range(300):
+            topic.append([b"%d" % number])
+        topic.flush()
+    damaged = Path(topics[0].segments()[0].path)
+    with damaged.open("r+b") as file:
+        file.seek(20_000)
+        file.write(b"\xff" * 100)
+    runs = store.maintain(["consolidation"])
+    assert runs is not None
+    assert runs[0].error is not None
+    assert "CorruptionError" in runs[0].error
+    assert topics[1].segments()[0].size_bytes < 30_000
+
+
+def test_the_store_maintains_itself_once_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamcore.store.MAINTENANCE_INTERVAL_S", 0.02)
+    with sc.open(tmp_path / "store") as store:
+        topic = store.create_topic("short", retention_ms=1000, segment_bytes=64 << 10)
+        topic.append([b"x" * 1000] * 200, timestamps=1000)
+        deadline = time.monotonic() + WAIT_S
+        while topic.partitions[0].start_offset == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_store_that_is_only_read_does_no_maintenance(store: sc.Store) -> None:
+    with sc.open(store.path, mode="r") as reader, pytest.raises(sc.StoreReadOnlyError):
+        reader.maintain()

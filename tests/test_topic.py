@@ -26,7 +26,7 @@ def test_a_new_topic_tells_its_name_settings_and_empty_partitions(store: sc.Stor
     assert topic.name == "clicks"
     assert topic.schema is None
     assert topic.config == sc.TopicConfig(retention_ms=10)
-    assert topic.partitions == tuple(sc.Partition(i, 0, 0, 0, 0, 0) for i in range(3))
+    assert topic.partitions == tuple(sc.Partition(i, 0, 0, 0, 0, 0, 0) for i in range(3))
     assert topic.segments() == []
     assert topic.scan().count() == 0
     assert topic.scan().to_arrow().num_rows == 0
@@ -59,7 +59,7 @@ def test_partitions_are_a_snapshot_of_offsets_and_bytes(store: sc.Store) -> None
     before = topic.partitions
     topic.append([b"x" * 1000] * 10, partition=1)
     after = topic.partitions
-    assert before == (sc.Partition(0, 0, 0, 0, 0, 0), sc.Partition(1, 0, 0, 0, 0, 0))
+    assert before == (sc.Partition(0, 0, 0, 0, 0, 0, 0), sc.Partition(1, 0, 0, 0, 0, 0, 0))
     assert after[0] == before[0]
     assert (after[1].index, after[1].start_offset, after[1].end_offset) == (1, 0, 10)
     assert 0 <= after[1].durable_offset <= 10

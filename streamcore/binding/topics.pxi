@@ -124,14 +124,15 @@ cdef class Topic:
         check(code, &error)
 
     def describe(self, uint32_t partition, bint with_size):
-        """(start offset, end offset, durable offset, size in bytes or -1, last stable offset)."""
+        """(start offset, end offset, durable offset, size in bytes or -1, last stable offset, segments or -1)."""
         cdef sc_error error
         cdef sc_partition_info info
         cdef int code
         with nogil:
             code = sc_partition_describe(self.ptr, partition, with_size, &info, &error)
         check(code, &error)
-        return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes, info.stable_offset)
+        return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes, info.stable_offset,
+                info.segment_count)
 
     def counters(self):
         """What was done through this handle, by name; the two histograms are lists (see sc_counters)."""

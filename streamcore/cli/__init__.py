@@ -32,6 +32,8 @@ _COMMANDS = {
     "groups": ("groups", "List, describe, reset and delete consumer groups."),
     "dlq": ("dlq", "List, show and replay records that could not be processed."),
     "sql": ("sql", "Query topics with SQL."),
+    "stats": ("stats", "What a store holds and what goes on in it."),
+    "maintain": ("maintain", "Do the background work of a store."),
     "verify": ("verify", "Check every byte of a store."),
     "bench": ("bench", "Measure this machine, in ten seconds."),
     "completion": ("completion", "Print a shell completion script."),
