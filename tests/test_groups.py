@@ -104,7 +104,10 @@ def test_a_partition_is_read_on_by_its_owner_until_it_gives_it_up(store: sc.Stor
     second = store.consumer("clicks", group="g")
     assert second.poll(0) == []
     assert second.assignment == []
-    assert [member.awaiting for member in store.group("g").members()] == [(), (("clicks", 1),)]
+    assert {member.id: member.awaiting for member in store.group("g").members()} == {
+        first.member_id: (),
+        second.member_id: (("clicks", 1),),
+    }
     assert store.group("g").state == "rebalancing"
     wait_until(lambda: first.poll(0) == [] and first.assignment == [("clicks", 0)])
     assert [record.offset for record in second.poll(LONG_MS)] == list(range(10))
