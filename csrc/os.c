@@ -454,6 +454,20 @@ void sc_os_boot_id(uint8_t id[16])
     }
 }
 
+uint64_t sc_os_random(void)
+{
+    uint64_t number = 0;
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, &number, sizeof number) != (ssize_t)sizeof number) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        number = (uint64_t)now.tv_nsec * UINT64_C(0x9e3779b97f4a7c15) ^ (uint64_t)now.tv_sec << 20 ^ (uint64_t)getpid();
+    }
+    if (fd >= 0)
+        close(fd);
+    return number;
+}
+
 /* ---- forks ------------------------------------------------------------------------------------------------- */
 
 enum { GUARDED_MAX = 4096 };

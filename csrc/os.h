@@ -73,6 +73,8 @@ void sc_os_reset(void);
 
 /* Identifies the running kernel, so that a power loss can be told from a crash of the process; zeros: unknown. */
 void sc_os_boot_id(uint8_t id[16]);
+/* A number that nobody guesses. */
+uint64_t sc_os_random(void);
 
 /* Counts forks: a handle whose number differs from this belongs to a parent process. */
 uint32_t sc_os_fork_generation(void);

@@ -117,6 +117,7 @@ void sc_topic_free(sc_topic *topic)
         sc_layout_free(layout);
     }
     sc_state_close(&topic->state, forked);
+    sc_journal_release(topic->journal);
     pthread_mutex_destroy(&topic->mutex);
     pthread_cond_destroy(&topic->left);
     free(topic);
@@ -193,6 +194,19 @@ const sc_layout *sc_topic_layout(sc_topic *topic, uint32_t schema_version)
     while (layout != NULL && layout->schema_version != schema_version)
         layout = layout->next;
     return layout;
+}
+
+int sc_topic_use_journal(sc_topic *topic, sc_journal *journal, sc_error *error)
+{
+    const char *slash = strrchr(topic->path, '/'), *name = slash == NULL ? topic->path : slash + 1;
+    size_t root = strlen(journal->folder);
+    if (strlen(name) >= sizeof topic->name || strncmp(topic->path, journal->folder, root) != 0 ||
+        strncmp(topic->path + root, "/topics/", 8) != 0 || topic->path + root + 8 != name)
+        return sc_fail(error, SC_INVALID, "the topic is none of the journal's store");
+    snprintf(topic->name, sizeof topic->name, "%s", name);
+    sc_journal_retain(journal);
+    topic->journal = journal;
+    return SC_OK;
 }
 
 /* ---- partitions -------------------------------------------------------------------------------------------- */
