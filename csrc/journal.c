@@ -299,6 +299,7 @@ int sc_journal_open(const char *folder, int64_t area, sc_journal **out, sc_error
     atomic_init(&journal->fd, -1);
     atomic_init(&journal->references, 1);
     journal->fork_generation = sc_os_fork_generation();
+    sc_os_boot_id(journal->boot_id);
     pthread_mutex_init(&journal->write_mutex, NULL);
     pthread_mutex_init(&journal->sync_mutex, NULL);
     pthread_mutex_init(&journal->checkpoint_mutex, NULL);
@@ -392,7 +393,7 @@ static int64_t place_records(sc_journal *journal, uint8_t *records, int64_t size
         record->synced = atomic_load(&shared->synced);
         record->checkpointed = atomic_load(&shared->checkpointed);
         record->salt = atomic_load(&shared->salt);
-        sc_os_boot_id(record->boot_id);
+        memcpy(record->boot_id, journal->boot_id, sizeof record->boot_id);
         record->crc = sc_journal_record_crc(record);
         at += record->size;
     }

@@ -117,6 +117,7 @@ struct sc_journal {
     char state_path[SC_PATH_MAX];
     char folder[SC_PATH_MAX];     /* of the store */
     uint32_t fork_generation;
+    uint8_t boot_id[16];
     int state_fd;
     bool guarded;
     sc_journal_shared *shared;
