@@ -306,8 +306,10 @@ static void sync_through_journal(sc_journal *journal, member *members, int64_t c
 static int by_topic_and_number(const void *left, const void *right)
 {
     const sc_partition *a = ((const member *)left)->partition, *b = ((const member *)right)->partition;
-    if (a->topic != b->topic)
-        return (uintptr_t)a->topic < (uintptr_t)b->topic ? -1 : 1;
+    if (a->topic != b->topic) {
+        int order = strcmp(a->topic->name, b->topic->name);
+        return order != 0 ? order : (uintptr_t)a->topic < (uintptr_t)b->topic ? -1 : 1;
+    }
     return (a->number > b->number) - (a->number < b->number);
 }
 
