@@ -109,7 +109,7 @@ static void copy_run(void *context)
 static bool take_run(member *self, uint8_t *to)
 {
     sc_partition *partition = self->partition;
-    const sc_writer *writer = &partition->writer;
+    sc_writer *writer = &partition->writer;
     struct copying copying = {.to = to, .size = self->size};
     pthread_mutex_lock(&partition->append_mutex);
     bool taken = writer->data != NULL && writer->base_offset == self->safe.segment_base &&
@@ -118,6 +118,7 @@ static bool take_run(member *self, uint8_t *to)
         copying.from = writer->data + self->safe.position;
         taken = sc_os_read_mapped(writer->data, (size_t)writer->size, copy_run, &copying);
     }
+    writer->window = 0; /* the next checkpoint writes every page that is mapped ahead, and has each mapped anew */
     pthread_mutex_unlock(&partition->append_mutex);
     return taken;
 }

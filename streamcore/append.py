@@ -26,7 +26,7 @@ Chunk = tuple[int, pa.Array | None, pa.Array, pa.Array | None, columns.Times | N
 
 
 class Split(NamedTuple):
-    """Rows order[bounds[i]] up to order[bounds[i + 1]] go to partitions[i]."""
+    """Rows order[bounds[i]] up to order[bounds[i + 1]] go to partitions[i]; without an order, rows of these numbers."""
 
     partitions: Any
     order: Any
@@ -111,8 +111,9 @@ class ArrayAppend:
         if self.targets is None and (partitions == 1 or not keyed):
             return without_key
         targets = self.targets if self.targets is not None else self._targets_by_key(partitions, without_key)
-        order = np.argsort(targets, kind="stable")
-        ordered = targets[order]
+        is_sorted = bool((targets[1:] >= targets[:-1]).all())
+        order = None if is_sorted else np.argsort(targets, kind="stable")
+        ordered = targets if order is None else targets[order]
         starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
         present = ordered[starts].astype(np.int64)
         if len(present) == 1:
@@ -120,12 +121,13 @@ class ArrayAppend:
         if present[0] < 0 or present[-1] >= partitions:
             wrong = present[0] if present[0] < 0 else present[-1]
             raise ValueError(f"the partition column has {wrong}; the topic has partitions 0 to {partitions - 1}")
-        return Split(present, order, np.append(starts, len(order)).astype(np.int64))
+        return Split(present, order, np.append(starts, self.count).astype(np.int64))
 
     def parts(self, split: Split) -> Iterator[tuple[int, ArrayAppend]]:
         """The part of each partition."""
+        order = np.arange(self.count) if split.order is None else split.order
         for i, target in enumerate(split.partitions):
-            yield int(target), self._take(split.order[split.bounds[i] : split.bounds[i + 1]])
+            yield int(target), self._take(order[split.bounds[i] : split.bounds[i + 1]])
 
     def _targets_by_key(self, partitions: int, without_key: int) -> Any:
         targets = np.full(self.count, without_key, np.int32)
@@ -294,7 +296,7 @@ def append_split(
     if own_time:
         given.drop_times()
     count, key, value, headers, times = given.chunks[0]
-    if not np.array_equal(split.order, np.arange(count)):
+    if split.order is not None:
         picked = pa.array(split.order)
         key = None if key is None else key.take(picked)
         value = columns.take(value, picked)
