@@ -184,6 +184,21 @@ int sc_journal_replay(sc_journal *journal, sc_error *error);
 /* Empties the file: writes the other copy of its header, with a new salt. */
 int sc_journal_write_header(int fd, const char *path, sc_journal_header *header, sc_error *error);
 
+/* A run of batches that a segment may lack. */
+typedef struct sc_run {
+    struct sc_run *next; /* in the order of the journal */
+    sc_journal_entry entry;
+    uint8_t data[];
+} sc_run;
+
+/* For a reader: the runs of one topic that nobody has replayed yet, NULL when there are none. */
+int sc_journal_read_runs(const char *folder, const char *name, sc_run **runs, sc_error *error);
+void sc_runs_free(sc_run *runs);
+/* The end of the runs of a segment; 0: it has none. */
+int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset);
+/* Stores into a copy of a segment of `size` bytes what it lacks, as a replay would. */
+void sc_runs_store(const sc_run *runs, uint32_t partition, int64_t base_offset, uint8_t *data, int64_t size);
+
 /* ---- commit.c ---- */
 
 /* Makes all that the partitions hold durable, together with what other threads ask for at the same time. */

@@ -206,6 +206,20 @@ static void *real_map(int fd, size_t size, bool writable)
     return address == MAP_FAILED ? NULL : address;
 }
 
+static void *real_map_copy(int fd, size_t file_size, size_t size)
+{
+    uint8_t *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED)
+        return NULL;
+    if (file_size == 0 ||
+        mmap(address, file_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) != MAP_FAILED)
+        return address;
+    int number = errno;
+    munmap(address, size);
+    errno = number;
+    return NULL;
+}
+
 static int real_populate(void *address, size_t size)
 {
     return madvise(address, size, MADV_POPULATE_WRITE);
@@ -317,6 +331,7 @@ static const struct sc_os_table real_table = {
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,
+    .map_copy = real_map_copy,
     .unmap = munmap,
     .populate = real_populate,
     .rename = rename,
@@ -345,6 +360,7 @@ struct sc_os_table sc_os = {
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,
+    .map_copy = real_map_copy,
     .unmap = munmap,
     .populate = real_populate,
     .rename = rename,

@@ -47,6 +47,9 @@ struct sc_os_table {
     /* Writes all of a file's bytes, and what is needed to find them again, to the drive: not its times. */
     int (*sync_data)(int fd);
     void *(*map)(int fd, size_t size, bool writable);
+    /* A copy of the file's first `file_size` bytes that changes with nobody, and zeros up to `size`: pages of one's own, once
+     * they are written to. */
+    void *(*map_copy)(int fd, size_t file_size, size_t size);
     int (*unmap)(void *address, size_t size);
     /* Maps the pages of a range for writing ahead of use: a hint that may fail. */
     int (*populate)(void *address, size_t size);

@@ -58,7 +58,8 @@ static int file_size_of(recovery *self, const sc_segment *segment, int64_t *size
                                                     : SC_OK;
     if (fd >= 0)
         sc_os.close(fd);
-    *size = stat.size;
+    int64_t runs_end = sc_runs_end(segment->runs, self->partition->number, segment->base_offset);
+    *size = stat.size > runs_end ? stat.size : runs_end;
     return code;
 }
 
@@ -86,7 +87,8 @@ static int holds_promised(recovery *self, const sc_segment *segment, bool *holds
     sc_mapping *mapping;
     sc_header header;
     int64_t file_size;
-    int code = sc_mapping_open(segment->path, 0, &mapping, &file_size, self->error);
+    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
+                                    &file_size, self->error);
     *holds = false;
     for (int64_t at = 0; code == SC_OK && !*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0;)
         *holds = self->same_boot || header.durable_offset > segment->base_offset;

@@ -330,3 +330,129 @@ int sc_journal_replay(sc_journal *journal, sc_error *error)
     free(self.paths);
     return code;
 }
+
+/* ---- readers, before anybody has replayed -------------------------------------------------------------------------- */
+
+static int keep_runs(replay *self, const char *name, sc_run ***last)
+{
+    for (int64_t i = 0; i < self->count; i++) {
+        const sc_journal_record *record = self->records[i];
+        for (uint32_t k = 0; strcmp(record->name, name) == 0 && k < record->entry_count; k++) {
+            const sc_journal_entry *entry = &sc_journal_entries(record)[k];
+            sc_run *run = malloc(sizeof *run + (size_t)entry->size);
+            if (run == NULL)
+                return sc_fail_memory(self->error);
+            run->next = NULL;
+            run->entry = *entry;
+            memcpy(run->data, (const uint8_t *)record + entry->place, (size_t)entry->size);
+            **last = run;
+            *last = &run->next;
+        }
+    }
+    return SC_OK;
+}
+
+/* Some writer has the store open, and has replayed. */
+static bool is_live(const char *folder)
+{
+    char path[SC_PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/journal-state", folder) >= (int)sizeof path)
+        return false;
+    int fd = sc_os.open(path, SC_OPEN_READ);
+    bool live = fd >= 0 && sc_os.is_locked(fd, SC_JOURNAL_LIVE) == SC_LOCK_SHARED;
+    if (fd >= 0)
+        sc_os.close(fd);
+    return live;
+}
+
+static int read_runs(replay *self, const char *name, sc_run **runs)
+{
+    bool empty = false;
+    sc_run **last = runs;
+    int code = sc_journal_header_read(self->fd, self->journal->path, &self->header, self->error);
+    if (code == SC_OK)
+        code = is_empty(self, &empty);
+    if (code == SC_OK && !empty)
+        code = read_area(self);
+    if (code == SC_OK && !empty)
+        code = find_records(self);
+    if (code == SC_END || empty)
+        return SC_OK; /* who opens the store for writing will say that it is damaged */
+    if (code != SC_OK)
+        return code;
+    judge_records(self);
+    return keep_runs(self, name, &last);
+}
+
+int sc_journal_read_runs(const char *folder, const char *name, sc_run **runs, sc_error *error)
+{
+    *runs = NULL;
+    if (is_live(folder))
+        return SC_OK;
+    sc_journal *journal = calloc(1, sizeof *journal); /* for the names of its files */
+    if (journal == NULL)
+        return sc_fail_memory(error);
+    replay self = {.journal = journal, .error = error};
+    int code = SC_OK;
+    if (snprintf(journal->path, sizeof journal->path, "%s/journal", folder) >= (int)sizeof journal->path)
+        code = sc_fail(error, SC_INVALID, "the path of the store is too long");
+    self.fd = code == SC_OK ? sc_os.open(journal->path, SC_OPEN_READ) : -1;
+    if (code == SC_OK && self.fd < 0 && errno != ENOENT)
+        code = sc_fail_os(error, "cannot open the journal", journal->path);
+    if (self.fd >= 0) {
+        code = read_runs(&self, name, runs);
+        sc_os.close(self.fd);
+    }
+    free(self.area);
+    free((void *)self.records);
+    free(journal);
+    if (code != SC_OK) {
+        sc_runs_free(*runs);
+        *runs = NULL;
+    }
+    return code;
+}
+
+void sc_runs_free(sc_run *runs)
+{
+    for (sc_run *next; runs != NULL; runs = next) {
+        next = runs->next;
+        free(runs);
+    }
+}
+
+static bool is_run_of(const sc_run *run, uint32_t partition, int64_t base_offset)
+{
+    return run->entry.partition == partition && run->entry.base_offset == base_offset;
+}
+
+int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset)
+{
+    int64_t end = 0;
+    for (; runs != NULL; runs = runs->next)
+        if (is_run_of(runs, partition, base_offset) && runs->entry.position + runs->entry.size > end)
+            end = runs->entry.position + runs->entry.size;
+    return end;
+}
+
+static bool fits(const sc_run *run, const uint8_t *data)
+{
+    const sc_journal_entry *entry = &run->entry;
+    sc_header header;
+    const char *why;
+    if (sc_batch_look(data + entry->anchor_position, entry->position - entry->anchor_position, &header, &why) !=
+            SC_BATCH_GOOD ||
+        header.header_crc != entry->anchor_crc || entry->anchor_position + header.total_size != entry->position)
+        return false;
+    for (int64_t i = 0; i < entry->size; i++)
+        if (data[entry->position + i] != 0 && data[entry->position + i] != run->data[i])
+            return false;
+    return true;
+}
+
+void sc_runs_store(const sc_run *runs, uint32_t partition, int64_t base_offset, uint8_t *data, int64_t size)
+{
+    for (; runs != NULL; runs = runs->next)
+        if (is_run_of(runs, partition, base_offset) && runs->entry.position + runs->entry.size <= size && fits(runs, data))
+            memcpy(data + runs->entry.position, runs->data, (size_t)runs->entry.size);
+}

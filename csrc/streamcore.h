@@ -145,6 +145,9 @@ int sc_topic_open(const char *path, bool writable, const sc_topic_settings *sett
 int sc_topic_add_layout(sc_topic *topic, sc_layout *layout, sc_error *error);
 /* Durable appends to this topic share syncs with others of the store. Before the first append. */
 int sc_topic_use_journal(sc_topic *topic, sc_journal *journal, sc_error *error);
+/* For a topic that was opened for reading: takes into account what is only in the journal of the store in `folder`, while
+ * nobody has opened that for writing since the machine went down. Before the first read. */
+int sc_topic_read_journal(sc_topic *topic, const char *folder, sc_error *error);
 /* Takes new settings, and publishes their generation to other processes when `publish`. */
 int sc_topic_alter(sc_topic *topic, const sc_topic_settings *settings, bool publish, sc_error *error);
 /* The generation that is published now: differs from the settings' when another process altered the topic. */

@@ -72,6 +72,7 @@ struct sc_topic {
     char path[SC_PATH_MAX];
     char name[SC_JOURNAL_NAME_MAX]; /* of the folder, in the journal */
     sc_journal *journal;            /* NULL: each partition is synced by itself */
+    sc_run *runs;                   /* in the journal, which nobody has replayed; NULL: none, or opened for writing */
     bool writable;
     uint32_t fork_generation;
     atomic_long users;

@@ -155,6 +155,7 @@ cdef extern from "streamcore.h" nogil:
     int sc_journal_close(sc_journal *, sc_error *)
     void sc_journal_release(sc_journal *)
     int sc_topic_use_journal(sc_topic *, sc_journal *, sc_error *)
+    int sc_topic_read_journal(sc_topic *, const char *, sc_error *)
 
     struct sc_durable_target:
         sc_topic *topic

@@ -818,6 +818,8 @@ class Topic:
             raise
         if self._store.journal is not None:
             core.use_journal(self._store.journal)
+        else:
+            core.read_journal(bytes(self._store.path))
         for version in self._versions.values():
             self._add_schema(core, version)
         return core

@@ -207,6 +207,53 @@ static void test_what_only_the_journal_had_comes_back(void)
     folder_remove(path);
 }
 
+static sc_topic *open_reader(int topic)
+{
+    char folder[FILE_MAX];
+    sc_error error;
+    topic_folder(folder, path, topic);
+    sc_topic *reader = topic_open(folder, false);
+    CHECK_OK(sc_topic_read_journal(reader, path, &error), error);
+    return reader;
+}
+
+static void test_a_reader_sees_what_only_the_journal_has_and_goes_on_with_the_log(void)
+{
+    for (int shorter = 0; shorter < 2; shorter++) {
+        small_store store = make_store(AREA);
+        store_append(&store, ALL, 10);
+        sc_os_reset();
+        store_abandon(&store);
+        forget_unsynced();
+        if (shorter) {
+            log_file(file, 1);
+            file_truncate(file, found_end(file));
+        }
+        char *before = folder_snapshot(path);
+        sc_topic *reader = open_reader(0), *stranger = open_reader(1);
+        for (uint32_t partition = 0; partition < STORE_PARTITIONS; partition++) {
+            CHECK_EQ(end_of(reader, partition), 30);
+            check_records(reader, partition, 0, 30);
+            CHECK_EQ(end_of(stranger, partition), 30);
+        }
+        char *after = folder_snapshot(path);
+        CHECK(strcmp(before, after) == 0); /* not a byte was written */
+        free(before);
+        free(after);
+        store = store_open(path, AREA);
+        store_append(&store, ALL, 10);
+        for (uint32_t partition = 0; partition < STORE_PARTITIONS; partition++) {
+            CHECK_EQ(end_of(reader, partition), 40);
+            check_records(reader, partition, 0, 40);
+        }
+        store_close(&store);
+        check_records(reader, 1, 0, 40);
+        topic_close(reader);
+        topic_close(stranger);
+        folder_remove(path);
+    }
+}
+
 static void test_control_without_the_journal_it_does_not(void)
 {
     small_store store = make_store(AREA);
@@ -754,10 +801,32 @@ static void *append_durably(void *number)
     return NULL;
 }
 
+static atomic_int sync_calls, waiting;
+
+/* The first two, which are of one partition each, last until all others wait. */
+static int slow_sync_data(int fd)
+{
+    bool early = atomic_fetch_add(&sync_calls, 1) < 2;
+    for (int i = 0; early && atomic_load(&waiting) < APPENDERS - 2; i++) {
+        CHECK(i < 10000);
+        usleep(1000);
+    }
+    return counting_sync_data(fd);
+}
+
+static int counting_wait(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    atomic_fetch_add(&waiting, 1);
+    return real.wait(word, expected, timeout_ns);
+}
+
 static void test_threads_on_many_partitions_share_syncs(void)
 {
     pthread_t threads[APPENDERS];
     shared_store = make_store(AREA);
+    sync_calls = waiting = 0;
+    sc_os.sync_data = slow_sync_data;
+    sc_os.wait = counting_wait;
     for (intptr_t i = 0; i < APPENDERS; i++)
         CHECK(pthread_create(&threads[i], NULL, append_durably, (void *)i) == 0);
     for (int i = 0; i < APPENDERS; i++)
@@ -780,6 +849,7 @@ int main(int argc, char **argv)
     RUN(test_a_wait_beyond_the_end_of_a_log_is_refused);
     RUN(test_a_topic_of_another_store_is_refused);
     RUN(test_what_only_the_journal_had_comes_back);
+    RUN(test_a_reader_sees_what_only_the_journal_has_and_goes_on_with_the_log);
     RUN(test_control_without_the_journal_it_does_not);
     RUN(test_a_file_that_lost_its_length_gets_it_back);
     RUN(test_a_process_that_dies_leaves_nothing_to_repair);

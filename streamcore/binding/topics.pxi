@@ -79,6 +79,15 @@ cdef class Topic:
         cdef sc_error error
         check(sc_topic_use_journal(self.ptr, journal.ptr, &error), &error)
 
+    def read_journal(self, bytes folder):
+        """Reads also what is in the journal alone, until somebody opens the store for writing. Before the first read."""
+        cdef sc_error error
+        cdef const char *path = folder
+        cdef int code
+        with nogil:
+            code = sc_topic_read_journal(self.ptr, path, &error)
+        check(code, &error)
+
     def alter(self, tuple settings, bint publish):
         cdef sc_error error
         cdef sc_topic_settings native = settings_of(settings)
