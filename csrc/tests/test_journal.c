@@ -29,19 +29,30 @@ static void log_file(char name[FILE_MAX], int log)
 
 static struct sc_os_table real;
 static char name_of_fd[1024][FILE_MAX];
+static pthread_mutex_t name_mutex = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int journal_syncs, segment_syncs, folder_syncs;
 
 static int counting_open(const char *name, int how)
 {
     int fd = real.open(name, how);
+    pthread_mutex_lock(&name_mutex);
     if (fd >= 0 && fd < 1024)
         snprintf(name_of_fd[fd], FILE_MAX, "%s", name);
+    pthread_mutex_unlock(&name_mutex);
     return fd;
+}
+
+static bool is_segment(int fd)
+{
+    pthread_mutex_lock(&name_mutex);
+    bool segment = strstr(name_of_fd[fd], ".arrows") != NULL;
+    pthread_mutex_unlock(&name_mutex);
+    return segment;
 }
 
 static int counting_sync_data(int fd)
 {
-    bool segment = strstr(name_of_fd[fd], ".arrows") != NULL;
+    bool segment = is_segment(fd);
     atomic_fetch_add(segment ? &segment_syncs : &journal_syncs, 1);
     return real.sync_data(fd);
 }
@@ -624,7 +635,7 @@ static bool fails_for_segments;
 
 static int failing_sync_data(int fd)
 {
-    bool segment = strstr(name_of_fd[fd], ".arrows") != NULL;
+    bool segment = is_segment(fd);
     if (segment != fails_for_segments)
         return counting_sync_data(fd);
     atomic_fetch_add(segment ? &segment_syncs : &journal_syncs, 1);
