@@ -100,9 +100,12 @@ int store_try_append(small_store *store, uint32_t logs, int64_t count, sc_error 
             continue;
         uint32_t partition = (uint32_t)log % STORE_PARTITIONS;
         sc_partition_info info;
-        int code = sc_partition_describe(topic_of(store, log), partition, false, &info, error);
-        if (code == SC_OK)
-            code = try_append(topic_of(store, log), partition, info.end_offset, count, count, false, error);
+        int code = SC_CONFLICT;
+        for (int tries = 0; tries < 2 && code == SC_CONFLICT; tries++) { /* the append of one that died may come to light */
+            code = sc_partition_describe(topic_of(store, log), partition, false, &info, error);
+            if (code == SC_OK)
+                code = try_append(topic_of(store, log), partition, info.end_offset, count, count, false, error);
+        }
         if (code != SC_OK)
             return code;
         targets[target_count++] = (sc_durable_target){topic_of(store, log), partition, info.end_offset + count};
