@@ -80,7 +80,7 @@ cdef class Topic:
         check(sc_topic_use_journal(self.ptr, journal.ptr, &error), &error)
 
     def read_journal(self, bytes folder):
-        """Reads also what is in the journal alone, until somebody opens the store for writing. Before the first read."""
+        """Reads also what is only in the journal, until somebody opens the store for writing. Before the first read."""
         cdef sc_error error
         cdef const char *path = folder
         cdef int code
