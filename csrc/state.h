@@ -81,7 +81,7 @@ typedef struct sc_slot {
     _Atomic int64_t journaled_offset; /* all below it is durable, in the journal if not in the segments */
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
 } sc_slot;
-static_assert(sizeof(sc_slot) == 256, "a slot has 256 bytes");
+static_assert(sizeof(sc_slot) == 256 && offsetof(sc_slot, journaled_offset) == 56, "a slot has 256 bytes");
 
 typedef struct sc_state {
     int fd;

@@ -733,6 +733,11 @@ class Topic:
         """Returns when everything appended to the partition so far is on the drive."""
         self._call(lambda: self._open_core().flush(partition))
 
+    def durable_target(self, partition: int) -> tuple[_core.Topic, int, int]:
+        """What `_core.wait_durable` takes to wait for all that the partition holds now."""
+        core = self._open_core()
+        return core, partition, self._call(lambda: core.describe(partition, False))[1]
+
     def durable_offset(self, partition: int) -> int:
         """Everything below it survives a loss of power."""
         return self._call(lambda: self._open_core().describe(partition, False))[2]
