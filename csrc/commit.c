@@ -119,6 +119,7 @@ static bool take_run(member *self, uint8_t *to)
         taken = sc_os_read_mapped(writer->data, (size_t)writer->size, copy_run, &copying);
     }
     writer->window = 0; /* the next checkpoint writes every page that is mapped ahead, and has each mapped anew */
+    writer->journaled = true;
     pthread_mutex_unlock(&partition->append_mutex);
     return taken;
 }

@@ -179,6 +179,7 @@ static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_e
         sc_partition_save_producers(partition, &tail, false);
     }
     partition->writer.window = 0;
+    partition->writer.journaled = false;
     sc_partition_unlock(partition);
     return SC_OK;
 }

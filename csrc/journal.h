@@ -126,6 +126,8 @@ struct sc_journal {
     pthread_mutex_t sync_mutex;
     pthread_mutex_t checkpoint_mutex;
     _Atomic int fd;                   /* -1: not opened yet; set behind write_mutex */
+    int direct_fd;                    /* for records; -1: not opened yet, or they go through the page cache. Behind write_mutex */
+    bool no_direct;
     _Atomic(struct sc_journal_scratch *) scratch;
     bool damaged;                     /* found when it was opened; then `damage` says what */
     sc_error damage;

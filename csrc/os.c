@@ -26,6 +26,9 @@
 #include <sys/sysctl.h>
 #endif
 
+#ifndef O_DIRECT
+#define O_DIRECT 0
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels answer EINVAL, which the caller ignores */
 #endif
@@ -44,7 +47,14 @@ static int real_open(const char *path, int how)
         [SC_OPEN_WRITE] = O_RDWR,
         [SC_OPEN_CREATE] = O_RDWR | O_CREAT | O_EXCL,
         [SC_OPEN_CREATE_OR_WRITE] = O_RDWR | O_CREAT,
+        [SC_OPEN_DIRECT] = O_RDWR | O_DIRECT,
     };
+#if defined(__APPLE__)
+    if (how == SC_OPEN_DIRECT) {
+        errno = EINVAL;
+        return -1;
+    }
+#endif
     int fd;
     do
         fd = open(path, flags[how] | O_CLOEXEC | O_NOCTTY, 0666);

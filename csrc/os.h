@@ -13,7 +13,13 @@
 #include <sys/types.h>
 
 enum { SC_LOCK_NONE, SC_LOCK_SHARED, SC_LOCK_EXCLUSIVE };
-enum { SC_OPEN_READ, SC_OPEN_WRITE, SC_OPEN_CREATE /* fails when it exists */, SC_OPEN_CREATE_OR_WRITE };
+enum {
+    SC_OPEN_READ,
+    SC_OPEN_WRITE,
+    SC_OPEN_CREATE, /* fails when it exists */
+    SC_OPEN_CREATE_OR_WRITE,
+    SC_OPEN_DIRECT, /* for writing past the page cache, whole pages from whole pages; EINVAL where that is not possible */
+};
 
 typedef struct sc_file_stat {
     int64_t size;

@@ -20,6 +20,7 @@ typedef struct sc_writer {
     int64_t file_number; /* of the tail, when it was mapped */
     int64_t populated; /* pages below this position are mapped already */
     int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
+    bool journaled;    /* the last sync was one of the journal */
 } sc_writer;
 
 /* How far a segment is known to be durable, in itself or in the journal. */
