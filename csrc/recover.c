@@ -304,6 +304,17 @@ static int pass_damaged(recovery *self, place *at, sc_mapping *mapping, const sc
     return SC_OK;
 }
 
+static int clear_tail(recovery *self, const place *at);
+
+/* Behind the last record of a sealed segment a note was lost with the power in part, and the marker with it: zeros end the
+ * stream as well. */
+static int mend_sealed(recovery *self, const place *at, const sc_look *look)
+{
+    bool torn = look->state == SC_BATCH_BAD && !look->unreadable && !sc_header_is_newer(&look->header) &&
+                !(sc_header_is_sound(&look->header) && look->header.control != SC_CONTROL_NONE);
+    return torn && self->repair && !self->same_boot ? clear_tail(self, at) : SC_OK;
+}
+
 /* Walks one segment from `at` to its end; *cut is set when the log ends here, whatever follows. */
 static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cut)
 {
@@ -327,7 +338,7 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         if (at->sealed && (last || at->offset == next_base))
             return SC_OK;
         if (!last && at->offset == next_base)
-            return SC_OK; /* the marker was lost, the records were not */
+            return mend_sealed(self, at, &look); /* the marker was lost, the records were not */
         int64_t later_segment, later_position;
         sc_header later;
         bool followed = find_later(self, at, mapping, &later_segment, &later_position, &later);
