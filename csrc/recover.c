@@ -423,7 +423,10 @@ static int remove_lost_segments(recovery *self)
 static int walk(recovery *self, place *at)
 {
     bool cut = false;
-    for (int64_t number = segment_of(self, self->durable_offset); number < self->count && !cut; number++) {
+    int64_t first = segment_of(self, self->durable_offset);
+    if (first > 0 && !self->same_boot && self->segments[first]->base_offset >= self->durable_offset)
+        first--; /* what ends it may have been lost, though its records were durable */
+    for (int64_t number = first; number < self->count && !cut; number++) {
         sc_segment *segment = self->segments[number];
         sc_mapping *mapping;
         sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
