@@ -666,7 +666,12 @@ static int empty_locked(sc_journal *journal, sc_error *error)
     sc_journal_shared *shared = journal->shared;
     sc_journal_header header;
     int64_t head = atomic_load(&shared->head);
-    if (head == 0 || atomic_load(&shared->failed) != 0)
+    int failed = atomic_load(&shared->failed);
+    if (failed != 0) {
+        errno = failed;
+        return sc_fail_os(error, "an earlier sync of the journal failed", journal->path);
+    }
+    if (head == 0)
         return SC_OK;
     int code = checkpoint_locked(journal, head, error);
     if (code == SC_OK)

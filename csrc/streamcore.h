@@ -117,7 +117,7 @@ bool sc_layout_is_plain(const sc_layout *layout);
 int sc_journal_open(const char *folder, int64_t area, sc_journal **journal, sc_error *error);
 /* Syncs the segments whose records the journal holds. Call it now and then, so that little is left to do when it is full. */
 int sc_journal_checkpoint(sc_journal *journal, sc_error *error);
-/* The same, and durably forgets the records. Call it before a segment file is replaced by another of its name. */
+/* The same, and durably forgets the records. Rewriting does so before a segment file is replaced by another of its name. */
 int sc_journal_empty(sc_journal *journal, sc_error *error);
 /* True when the journal was found damaged where it had been synced; `damage` says where. */
 bool sc_journal_damage(const sc_journal *journal, sc_error *damage);
