@@ -427,16 +427,19 @@ static int command_spread(int argc, char **argv) {
     const char *dir = option(argc, argv, "dir", NULL);
     size_t files = option_number(argc, argv, "files", "100"), bytes = option_number(argc, argv, "bytes", "4096");
     size_t threads = option_number(argc, argv, "threads", "16"), rounds = option_number(argc, argv, "rounds", "15");
-    static int fds[FILES_MAX], shared[1];
-    static const char *const names[] = {"one_by_one", "threads", "syncfs", "shared_file", "one_file"};
+    static int fds[FILES_MAX], shared[1], written[1];
+    static const char *const names[] = {"one_by_one", "threads", "syncfs", "shared_file", "one_file", "journal", "one_written"};
     if (files > FILES_MAX || threads > THREADS_MAX || rounds > 100 || files * bytes > 1 << 20) die("too large");
-    open_spread(dir, fds, files, 5 * rounds * bytes);
+    open_spread(dir, fds, files, 3 * rounds * bytes);
     open_spread(dir, shared, 1, 2 * rounds * files * bytes);
+    open_spread(dir, written, 1, 2 * rounds * files * bytes); /* as a journal: its space was written before */
+    write_zeros(written[0], 0, 2 * rounds * files * bytes);
+    if (fsync(written[0]) != 0) die("fsync");
     printf("{\"files\": %zu, \"bytes\": %zu", files, bytes);
-    int64_t ns[5][100];
+    int64_t ns[7][100];
     for (size_t round = 0; round < rounds; round++)
-        for (size_t way = 0; way < 5; way++) {
-            off_t at = (off_t)((round * 5 + way) * bytes);
+        for (size_t way = 0; way < 7; way++) {
+            off_t at = (off_t)((round * 3 + way) * bytes);
             int64_t start = now_ns();
             if (way < 3) write_each(fds, files, bytes, at);
             if (way == 0) sync_with_threads(fds, files, 1);
@@ -444,10 +447,12 @@ static int command_spread(int argc, char **argv) {
             if (way == 2 && syncfs(fds[0]) != 0) die("syncfs");
             if (way == 3) write_each(shared, 1, files * bytes, (off_t)(2 * round * files * bytes));
             if (way == 4) write_each(shared, 1, bytes, (off_t)((2 * round + 1) * files * bytes));
-            if (way >= 3 && fdatasync(shared[0]) != 0) die("fdatasync");
+            if (way == 5) write_each(written, 1, files * bytes, (off_t)(2 * round * files * bytes));
+            if (way == 6) write_each(written, 1, bytes, (off_t)((2 * round + 1) * files * bytes));
+            if (way >= 3 && fdatasync(way < 5 ? shared[0] : written[0]) != 0) die("fdatasync");
             ns[way][round] = now_ns() - start;
         }
-    for (size_t way = 0; way < 5; way++) {
+    for (size_t way = 0; way < 7; way++) {
         printf(", \"%s\": {", names[way]);
         print_latencies(ns[way], rounds);
         printf("}");

@@ -175,7 +175,7 @@ static void populate(append_state *self, int64_t end)
     sc_writer *writer = &self->partition->writer;
     if (end <= writer->populated)
         return;
-    if (self->request->durable)
+    if (self->request->durable && !writer->journaled)
         writer->window = POPULATE_WINDOW_DURABLE;
     else
         writer->window = writer->window == 0 ? POPULATE_WINDOW_MIN : writer->window * 2;

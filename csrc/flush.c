@@ -1,5 +1,5 @@
 /*
- * Making the log durable. One sync at a time per partition and process: who comes first leads, the others wait in a
+ * Making the log durable, a partition by itself; commit.c lets many partitions share a sync. One sync at a time per partition and process: who comes first leads, the others wait in a
  * list (group commit). The end of the log is read before a sync begins, so a sync covers what had been stored by then,
  * whoever stored it. The leader whose sync is over hands the lead to a waiter that came too late for it: the next sync
  * begins at once, with all that was appended meanwhile. Then it wakes those that are covered, each by a word of its
@@ -7,6 +7,7 @@
  * partition for every process: each waiter gets the lead in turn, and finds that out.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
@@ -178,11 +179,25 @@ static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_e
         sc_partition_save_producers(partition, &tail, false);
     }
     partition->writer.window = 0;
+    partition->writer.journaled = false;
     sc_partition_unlock(partition);
     return SC_OK;
 }
 
-static int sync_once(sc_partition *partition, sc_error *error)
+/* The end of the active segment up to which it is synced: what comes later may go into the journal. */
+static void note_safe_end(sc_partition *partition, const sc_tail *tail)
+{
+    if (tail->segment_base < 0 || tail->sealed)
+        return;
+    pthread_mutex_lock(&partition->sync_mutex);
+    if (partition->safe.segment_base != tail->segment_base || partition->safe.file_number != tail->file_number ||
+        partition->safe.position < tail->end_position)
+        partition->safe = (sc_safe_end){.segment_base = tail->segment_base, .file_number = tail->file_number,
+                                        .position = tail->end_position, .offset = tail->end_offset};
+    pthread_mutex_unlock(&partition->sync_mutex);
+}
+
+int sc_partition_sync(sc_partition *partition, sc_error *error)
 {
     sc_tail tail;
     sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
@@ -198,6 +213,8 @@ static int sync_once(sc_partition *partition, sc_error *error)
         code = sync_segments(partition, &tail, error);
         if (code == SC_OK)
             code = publish_durable(partition, tail.end_offset, error);
+        if (code == SC_OK)
+            note_safe_end(partition, &tail);
     }
     if (code != SC_OK)
         atomic_store(&partition->unflushed, true);
@@ -269,7 +286,8 @@ static void hand_lead_on(sc_partition *partition, int64_t durable_offset)
 }
 
 /* *durable_offset: how far the log was durable when the caller last looked. */
-static int sync_until(sc_partition *partition, int64_t offset, int64_t *durable_offset, sc_error *error)
+static int sync_until(sc_partition *partition, int64_t offset, sc_journal *journal, int64_t *durable_offset,
+                      sc_error *error)
 {
     for (;;) {
         sc_tail tail;
@@ -279,22 +297,29 @@ static int sync_until(sc_partition *partition, int64_t offset, int64_t *durable_
         *durable_offset = tail.durable_offset;
         if (tail.durable_offset >= offset)
             return SC_OK;
-        code = sync_once(partition, error);
+        code = journal == NULL ? sc_partition_sync(partition, error)
+                               : sc_journal_sync_partitions(journal, &partition, 1, error);
         if (code != SC_OK)
             return code;
     }
 }
 
-int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error)
+/* `journal`: NULL when nobody waits, and the segment is to be synced by itself. */
+static int wait_durable(sc_partition *partition, int64_t offset, sc_journal *journal, sc_error *error)
 {
     sc_tail tail;
     int code = sc_partition_tail(partition, &tail, error);
     if (code != SC_OK || tail.durable_offset >= offset || !wait_for_lead(partition, offset))
         return code;
     int64_t durable_offset = tail.durable_offset;
-    code = sync_until(partition, offset, &durable_offset, error);
+    code = sync_until(partition, offset, journal, &durable_offset, error);
     hand_lead_on(partition, durable_offset);
     return code;
+}
+
+int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error)
+{
+    return wait_durable(partition, offset, partition->topic->journal, error);
 }
 
 static int flush_inside(sc_topic *topic, uint32_t number, sc_error *error)
@@ -306,7 +331,7 @@ static int flush_inside(sc_topic *topic, uint32_t number, sc_error *error)
     int code = sc_topic_partition(topic, number, &partition, error);
     if (code == SC_OK)
         code = sc_partition_tail(partition, &tail, error);
-    return code == SC_OK ? sc_partition_wait_durable(partition, tail.end_offset, error) : code;
+    return code == SC_OK ? wait_durable(partition, tail.end_offset, NULL, error) : code;
 }
 
 int sc_partition_flush(sc_topic *topic, uint32_t number, sc_error *error)
@@ -316,6 +341,68 @@ int sc_partition_flush(sc_topic *topic, uint32_t number, sc_error *error)
         return code;
     code = flush_inside(topic, number, error);
     sc_topic_leave(topic);
+    return code;
+}
+
+/* ---- many at once ------------------------------------------------------------------------------------------ */
+
+/* The partitions whose logs are not durable up to the wanted offsets. */
+static int find_undurable(const sc_durable_target *targets, int64_t count, sc_partition **partitions, int64_t *found,
+                          sc_error *error)
+{
+    *found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        sc_tail tail;
+        if (!targets[i].topic->writable)
+            return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+        int code = sc_topic_partition(targets[i].topic, targets[i].partition, &partitions[*found], error);
+        if (code == SC_OK)
+            code = sc_partition_tail(partitions[*found], &tail, error);
+        if (code != SC_OK)
+            return code;
+        if (targets[i].offset > tail.end_offset) {
+            code = sc_fail(error, SC_RANGE, "offset %lld: partition %u ends at %lld", (long long)targets[i].offset,
+                           (unsigned)targets[i].partition, (long long)tail.end_offset);
+            error->offset = tail.start_offset;
+            error->position = tail.end_offset;
+            return code;
+        }
+        *found += tail.durable_offset < targets[i].offset;
+    }
+    return SC_OK;
+}
+
+static int wait_inside(const sc_durable_target *targets, int64_t count, sc_error *error)
+{
+    sc_partition **partitions = malloc((size_t)count * sizeof(sc_partition *));
+    if (partitions == NULL)
+        return sc_fail_memory(error);
+    int64_t found;
+    sc_journal *journal = targets[0].topic->journal;
+    for (int64_t i = 0; i < count; i++)
+        journal = targets[i].topic->journal == journal ? journal : NULL;
+    int code = find_undurable(targets, count, partitions, &found, error);
+    if (code == SC_OK && found > 1 && journal != NULL)
+        code = sc_journal_sync_partitions(journal, partitions, found, error);
+    for (int64_t i = 0; code == SC_OK && i < count; i++) {
+        code = sc_topic_partition(targets[i].topic, targets[i].partition, &partitions[0], error);
+        if (code == SC_OK)
+            code = sc_partition_wait_durable(partitions[0], targets[i].offset, error);
+    }
+    free((void *)partitions);
+    return code;
+}
+
+int sc_wait_durable(const sc_durable_target *targets, int64_t count, sc_error *error)
+{
+    int64_t entered = 0;
+    int code = SC_OK;
+    while (entered < count && (code = sc_topic_enter(targets[entered].topic, error)) == SC_OK)
+        entered++;
+    if (code == SC_OK && count > 0)
+        code = wait_inside(targets, count, error);
+    while (entered > 0)
+        sc_topic_leave(targets[--entered].topic);
     return code;
 }
 
@@ -350,7 +437,7 @@ int sc_partition_trim(sc_partition *partition, sc_error *error)
     sc_tail tail;
     int code = sc_partition_tail(partition, &tail, error);
     if (code == SC_OK)
-        code = sc_partition_wait_durable(partition, tail.end_offset, error);
+        code = wait_durable(partition, tail.end_offset, NULL, error);
     if (code == SC_OK)
         code = sc_partition_lock(partition, error);
     if (code != SC_OK)

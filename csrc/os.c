@@ -26,6 +26,9 @@
 #include <sys/sysctl.h>
 #endif
 
+#ifndef O_DIRECT
+#define O_DIRECT 0
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels answer EINVAL, which the caller ignores */
 #endif
@@ -44,7 +47,14 @@ static int real_open(const char *path, int how)
         [SC_OPEN_WRITE] = O_RDWR,
         [SC_OPEN_CREATE] = O_RDWR | O_CREAT | O_EXCL,
         [SC_OPEN_CREATE_OR_WRITE] = O_RDWR | O_CREAT,
+        [SC_OPEN_DIRECT] = O_RDWR | O_DIRECT,
     };
+#if defined(__APPLE__)
+    if (how == SC_OPEN_DIRECT) {
+        errno = EINVAL;
+        return -1;
+    }
+#endif
     int fd;
     do
         fd = open(path, flags[how] | O_CLOEXEC | O_NOCTTY, 0666);
@@ -206,6 +216,20 @@ static void *real_map(int fd, size_t size, bool writable)
     return address == MAP_FAILED ? NULL : address;
 }
 
+static void *real_map_copy(int fd, size_t file_size, size_t size)
+{
+    uint8_t *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED)
+        return NULL;
+    if (file_size == 0 ||
+        mmap(address, file_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) != MAP_FAILED)
+        return address;
+    int number = errno;
+    munmap(address, size);
+    errno = number;
+    return NULL;
+}
+
 static int real_populate(void *address, size_t size)
 {
     return madvise(address, size, MADV_POPULATE_WRITE);
@@ -317,6 +341,7 @@ static const struct sc_os_table real_table = {
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,
+    .map_copy = real_map_copy,
     .unmap = munmap,
     .populate = real_populate,
     .rename = rename,
@@ -345,6 +370,7 @@ struct sc_os_table sc_os = {
     .sync = real_sync,
     .sync_data = real_sync_data,
     .map = real_map,
+    .map_copy = real_map_copy,
     .unmap = munmap,
     .populate = real_populate,
     .rename = rename,
@@ -452,6 +478,20 @@ void sc_os_boot_id(uint8_t id[16])
         id[digit / 2] = (uint8_t)(id[digit / 2] << 4 | value);
         digit++;
     }
+}
+
+uint64_t sc_os_random(void)
+{
+    uint64_t number = 0;
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, &number, sizeof number) != (ssize_t)sizeof number) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        number = (uint64_t)now.tv_nsec * UINT64_C(0x9e3779b97f4a7c15) ^ (uint64_t)now.tv_sec << 20 ^ (uint64_t)getpid();
+    }
+    if (fd >= 0)
+        close(fd);
+    return number;
 }
 
 /* ---- forks ------------------------------------------------------------------------------------------------- */

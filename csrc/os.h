@@ -13,7 +13,13 @@
 #include <sys/types.h>
 
 enum { SC_LOCK_NONE, SC_LOCK_SHARED, SC_LOCK_EXCLUSIVE };
-enum { SC_OPEN_READ, SC_OPEN_WRITE, SC_OPEN_CREATE /* fails when it exists */, SC_OPEN_CREATE_OR_WRITE };
+enum {
+    SC_OPEN_READ,
+    SC_OPEN_WRITE,
+    SC_OPEN_CREATE, /* fails when it exists */
+    SC_OPEN_CREATE_OR_WRITE,
+    SC_OPEN_DIRECT, /* for writing past the page cache, whole pages from whole pages; EINVAL where that is not possible */
+};
 
 typedef struct sc_file_stat {
     int64_t size;
@@ -47,6 +53,9 @@ struct sc_os_table {
     /* Writes all of a file's bytes, and what is needed to find them again, to the drive: not its times. */
     int (*sync_data)(int fd);
     void *(*map)(int fd, size_t size, bool writable);
+    /* A copy of the file's first `file_size` bytes that changes with nobody, and zeros up to `size`: pages of one's own, once
+     * they are written to. */
+    void *(*map_copy)(int fd, size_t file_size, size_t size);
     int (*unmap)(void *address, size_t size);
     /* Maps the pages of a range for writing ahead of use: a hint that may fail. */
     int (*populate)(void *address, size_t size);
@@ -73,6 +82,8 @@ void sc_os_reset(void);
 
 /* Identifies the running kernel, so that a power loss can be told from a crash of the process; zeros: unknown. */
 void sc_os_boot_id(uint8_t id[16]);
+/* A number that nobody guesses. */
+uint64_t sc_os_random(void);
 
 /* Counts forks: a handle whose number differs from this belongs to a parent process. */
 uint32_t sc_os_fork_generation(void);

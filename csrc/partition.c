@@ -137,6 +137,8 @@ static int take_list(sc_partition *partition, const name_list *list, const char 
                 sc_segment_release(segments[i]);
             free(segments);
             return sc_fail_memory(error);
+        } else {
+            segment->runs = partition->topic->runs;
         }
         segments[i] = segment;
     }
@@ -205,6 +207,11 @@ int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail
     if (segment->base_offset == tail->segment_base) {
         size = sc_topic_settings_read(partition->topic).segment_bytes;
         size = size > tail->allocated ? size : tail->allocated;
+    }
+    if (segment->runs != NULL && sc_state_is_live(&partition->topic->state, partition->number)) {
+        pthread_mutex_lock(&segment->mutex);
+        segment->runs = NULL; /* a writer has replayed: the file has them, and goes on */
+        pthread_mutex_unlock(&segment->mutex);
     }
     return sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
 }

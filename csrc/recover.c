@@ -58,7 +58,8 @@ static int file_size_of(recovery *self, const sc_segment *segment, int64_t *size
                                                     : SC_OK;
     if (fd >= 0)
         sc_os.close(fd);
-    *size = stat.size;
+    int64_t runs_end = sc_runs_end(segment->runs, self->partition->number, segment->base_offset);
+    *size = stat.size > runs_end ? stat.size : runs_end;
     return code;
 }
 
@@ -86,7 +87,8 @@ static int holds_promised(recovery *self, const sc_segment *segment, bool *holds
     sc_mapping *mapping;
     sc_header header;
     int64_t file_size;
-    int code = sc_mapping_open(segment->path, 0, &mapping, &file_size, self->error);
+    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
+                                    &file_size, self->error);
     *holds = false;
     for (int64_t at = 0; code == SC_OK && !*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0;)
         *holds = self->same_boot || header.durable_offset > segment->base_offset;
@@ -302,6 +304,17 @@ static int pass_damaged(recovery *self, place *at, sc_mapping *mapping, const sc
     return SC_OK;
 }
 
+static int clear_tail(recovery *self, const place *at);
+
+/* Behind the last record of a sealed segment a note was lost with the power in part, and the marker with it: zeros end the
+ * stream as well. */
+static int mend_sealed(recovery *self, const place *at, const sc_look *look)
+{
+    bool torn = look->state == SC_BATCH_BAD && !look->unreadable && !sc_header_is_newer(&look->header) &&
+                !(sc_header_is_sound(&look->header) && look->header.control != SC_CONTROL_NONE);
+    return torn && self->repair && !self->same_boot ? clear_tail(self, at) : SC_OK;
+}
+
 /* Walks one segment from `at` to its end; *cut is set when the log ends here, whatever follows. */
 static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cut)
 {
@@ -325,7 +338,7 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         if (at->sealed && (last || at->offset == next_base))
             return SC_OK;
         if (!last && at->offset == next_base)
-            return SC_OK; /* the marker was lost, the records were not */
+            return mend_sealed(self, at, &look); /* the marker was lost, the records were not */
         int64_t later_segment, later_position;
         sc_header later;
         bool followed = find_later(self, at, mapping, &later_segment, &later_position, &later);
@@ -410,7 +423,10 @@ static int remove_lost_segments(recovery *self)
 static int walk(recovery *self, place *at)
 {
     bool cut = false;
-    for (int64_t number = segment_of(self, self->durable_offset); number < self->count && !cut; number++) {
+    int64_t first = segment_of(self, self->durable_offset);
+    if (first > 0 && !self->same_boot && self->segments[first]->base_offset >= self->durable_offset)
+        first--; /* what ends it may have been lost, though its records were durable */
+    for (int64_t number = first; number < self->count && !cut; number++) {
         sc_segment *segment = self->segments[number];
         sc_mapping *mapping;
         sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};

@@ -702,6 +702,8 @@ static int settle(sc_rewrite *self, sc_error *error)
 static int commit_inside(sc_rewrite *self, sc_error *error)
 {
     int code = finish_file(self, error);
+    if (code == SC_OK && self->topic->journal != NULL)
+        code = sc_journal_empty(self->topic->journal, error); /* no record in it may be of the file that goes */
     if (code == SC_OK)
         code = sc_partition_lock(self->partition, error);
     if (code != SC_OK)

@@ -82,7 +82,8 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
 {
     sc_mapping *mapping;
     int64_t file_size;
-    int code = sc_mapping_open(segment->path, size, &mapping, &file_size, error);
+    int code = sc_mapping_open_with(segment->path, segment->runs, partition, segment->base_offset, size, &mapping,
+                                    &file_size, error);
     if (code != SC_OK)
         return code;
     struct recognition self = {.mapping = mapping, .file_size = file_size, .layouts = layouts, .partition = partition};
@@ -107,7 +108,7 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
 static bool is_stale(sc_segment *segment, int64_t size)
 {
     sc_file_stat stat;
-    if (segment->mapping == NULL || segment->mapping->size < size)
+    if (segment->mapping == NULL || segment->mapping->size < size || (segment->mapping->copied && segment->runs == NULL))
         return true;
     bool active = size > 0;
     if (active ? atomic_load_explicit(&segment->mapping->began, memory_order_relaxed) : !segment->may_grow)

@@ -37,6 +37,7 @@ typedef struct sc_segment {
     sc_mapping *mapping; /* NULL until used */
     int64_t file_size;   /* when it was mapped */
     bool may_grow;       /* it was mapped while it was the active segment */
+    _Atomic(const struct sc_run *) runs; /* of the topic, in the journal: for a reader that comes before a replay; NULL: none */
     const sc_layout *layout;
     int64_t first_position; /* of the first batch */
     sc_index_entry *entries;

@@ -732,16 +732,35 @@ static bool attempt(sc_send_buffer *self, sc_send_batch *batch)
     return false;
 }
 
-/* One sync for each partition that has batches here. */
+/* One sync for all of them, where the store has a journal. False: one of them failed, and nobody knows yet which. */
+static bool sync_together(const batch_queue *queue)
+{
+    int64_t count = 0;
+    sc_error unused;
+    for (const sc_send_batch *batch = queue->first; batch != NULL; batch = batch->next)
+        count++;
+    sc_durable_target *targets = malloc((size_t)(count + 1) * sizeof *targets);
+    if (targets == NULL)
+        return false;
+    count = 0;
+    for (const sc_send_batch *batch = queue->first; batch != NULL; batch = batch->next)
+        targets[count++] = (sc_durable_target){batch->topic->topic, batch->partition, batch->end_offset};
+    bool durable = sc_wait_durable(targets, count, &unused) == SC_OK;
+    free(targets);
+    return durable;
+}
+
+/* One sync for all batches, or else one for each partition that has some here. */
 static void sync_all(sc_send_buffer *self)
 {
     batch_queue synced = self->unsynced;
+    bool durable = sync_together(&synced);
     self->unsynced = (batch_queue){0};
     self->unsynced_bytes = 0;
     while (synced.first != NULL) {
         sc_send_batch *batch = pop(&synced);
         batch_queue others = {0};
-        int code = sc_partition_flush(batch->topic->topic, batch->partition, &batch->error);
+        int code = durable ? SC_OK : sc_partition_flush(batch->topic->topic, batch->partition, &batch->error);
         sc_error error = batch->error;
         sc_send_lane *lane = batch->lane;
         for (; batch != NULL; batch = pop(&synced)) {

@@ -217,7 +217,32 @@ bool sc_slot_read(sc_slot *slot, sc_tail *tail)
             break;
     }
     memcpy(tail, words, sizeof *tail);
+    int64_t journaled = atomic_load_explicit(&slot->journaled_offset, memory_order_acquire);
+    journaled = journaled < tail->end_offset ? journaled : tail->end_offset;
+    if (journaled > tail->durable_offset)
+        tail->durable_offset = journaled;
     return true;
+}
+
+void sc_slot_raise_journaled(sc_slot *slot, int64_t offset)
+{
+    int64_t known = atomic_load(&slot->journaled_offset);
+    while (known < offset && !atomic_compare_exchange_weak(&slot->journaled_offset, &known, offset))
+        ;
+}
+
+void sc_state_poison(const char *folder, uint32_t partition, int number)
+{
+    char path[SC_PATH_MAX];
+    int32_t poisoned = number == 0 ? EIO : number;
+    if (snprintf(path, sizeof path, "%s/state", folder) >= (int)sizeof path)
+        return;
+    int fd = sc_os.open(path, SC_OPEN_WRITE);
+    if (fd < 0)
+        return; /* nobody has the topic open, or it is gone */
+    int64_t at = (int64_t)(sizeof(sc_state_header) + sizeof(sc_slot) * (size_t)partition + offsetof(sc_slot, poisoned));
+    (void)sc_os_write_whole(fd, &poisoned, sizeof poisoned, at);
+    sc_os.close(fd);
 }
 
 void sc_slot_publish(sc_slot *slot, const sc_tail *tail)

@@ -77,10 +77,11 @@ typedef struct sc_slot {
     uint32_t reserved_32;
     uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
     _Atomic uint32_t rewrites; /* counts sealed segments that were replaced by others of their names; survives the wipe */
-    uint32_t reserved[7];
+    uint32_t reserved[5];
+    _Atomic int64_t journaled_offset; /* all below it is durable, in the journal if not in the segments */
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
 } sc_slot;
-static_assert(sizeof(sc_slot) == 256, "a slot has 256 bytes");
+static_assert(sizeof(sc_slot) == 256 && offsetof(sc_slot, journaled_offset) == 56, "a slot has 256 bytes");
 
 typedef struct sc_state {
     int fd;
@@ -124,6 +125,10 @@ void sc_state_unlock_rewriting(sc_state *state, uint32_t partition);
 
 /* False when nobody has looked at the log yet. */
 bool sc_slot_read(sc_slot *slot, sc_tail *tail);
+/* All below `offset` is durable through the journal: no lock is needed for saying so. */
+void sc_slot_raise_journaled(sc_slot *slot, int64_t offset);
+/* Marks a partition as one of which a sync failed, in a topic that this process may not have open. */
+void sc_state_poison(const char *folder, uint32_t partition, int number);
 /* The caller holds the partition's lock. */
 void sc_slot_publish(sc_slot *slot, const sc_tail *tail);
 /* Wakes who waits for the topic: without a system call, but for one in a millisecond, when nobody does. */

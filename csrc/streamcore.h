@@ -96,6 +96,7 @@ typedef struct sc_topic sc_topic;
 typedef struct sc_scan sc_scan;
 typedef struct sc_tally sc_tally;
 typedef struct sc_mapping sc_mapping;
+typedef struct sc_journal sc_journal;
 
 /* ---- layouts ----------------------------------------------------------------------------------------------- */
 
@@ -107,6 +108,24 @@ int sc_layout_new(const struct ArrowSchema *schema, const uint8_t *message, int6
 void sc_layout_free(sc_layout *layout);
 /* True when the value column is plain binary: appends of sc_bytes are possible. */
 bool sc_layout_is_plain(const sc_layout *layout);
+
+/* ---- the journal of a store ---------------------------------------------------------------------------------- */
+
+/* Opens the journal of the store in `folder`, whose topics are the folders in `folder`/topics, for writing. The first
+ * process to do so writes what an earlier one left there into the segments: this must come before any topic of the store is
+ * opened for writing. The file is made when it is needed first. `area`: its bytes for records, 0 for the default. */
+int sc_journal_open(const char *folder, int64_t area, sc_journal **journal, sc_error *error);
+/* Syncs the segments whose records the journal holds. Call it now and then, so that little is left to do when it is full. */
+int sc_journal_checkpoint(sc_journal *journal, sc_error *error);
+/* The same, and durably forgets the records. Rewriting does so before a segment file is replaced by another of its name. */
+int sc_journal_empty(sc_journal *journal, sc_error *error);
+/* True when the journal was found damaged where it had been synced; `damage` says where. */
+bool sc_journal_damage(const sc_journal *journal, sc_error *damage);
+/* The last process empties it. Close the topics before. */
+int sc_journal_close(sc_journal *journal, sc_error *error);
+/* Topics that use it keep it. One that was not closed is left as by a process that dies. */
+void sc_journal_release(sc_journal *journal);
+void sc_journal_retain(sc_journal *journal);
 
 /* ---- topics ------------------------------------------------------------------------------------------------ */
 
@@ -124,6 +143,11 @@ int sc_topic_open(const char *path, bool writable, const sc_topic_settings *sett
                   sc_error *error);
 /* Gives the topic a compiled schema; it then owns the layout, also on failure. Versions are added in any order. */
 int sc_topic_add_layout(sc_topic *topic, sc_layout *layout, sc_error *error);
+/* Durable appends to this topic share syncs with others of the store. Before the first append. */
+int sc_topic_use_journal(sc_topic *topic, sc_journal *journal, sc_error *error);
+/* For a topic that was opened for reading: takes into account what is only in the journal of the store in `folder`, while
+ * nobody has opened that for writing since the machine went down. Before the first read. */
+int sc_topic_read_journal(sc_topic *topic, const char *folder, sc_error *error);
 /* Takes new settings, and publishes their generation to other processes when `publish`. */
 int sc_topic_alter(sc_topic *topic, const sc_topic_settings *settings, bool publish, sc_error *error);
 /* The generation that is published now: differs from the settings' when another process altered the topic. */
@@ -207,6 +231,15 @@ typedef struct sc_open_transaction {
 /* The open transactions of a partition, at most `max`; their number. */
 int sc_partition_open_transactions(sc_topic *topic, uint32_t partition, sc_open_transaction *transactions, int64_t max,
                                    int64_t *count, sc_error *error);
+typedef struct sc_durable_target {
+    sc_topic *topic;
+    uint32_t partition;
+    int64_t offset;
+} sc_durable_target;
+
+/* Returns when each of the partitions is durable up to its offset, after one sync for all of them where there is a journal.
+ * SC_RANGE: an offset is beyond the end of its log. */
+int sc_wait_durable(const sc_durable_target *targets, int64_t count, sc_error *error);
 /* Makes everything appended so far durable; concurrent callers share one sync. */
 int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
 /* Flushes every partition that this handle appended to since its last flush. */

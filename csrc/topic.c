@@ -117,6 +117,8 @@ void sc_topic_free(sc_topic *topic)
         sc_layout_free(layout);
     }
     sc_state_close(&topic->state, forked);
+    sc_journal_release(topic->journal);
+    sc_runs_free(topic->runs);
     pthread_mutex_destroy(&topic->mutex);
     pthread_cond_destroy(&topic->left);
     free(topic);
@@ -193,6 +195,36 @@ const sc_layout *sc_topic_layout(sc_topic *topic, uint32_t schema_version)
     while (layout != NULL && layout->schema_version != schema_version)
         layout = layout->next;
     return layout;
+}
+
+/* The name by which the journal of the store in `folder` knows the topic. */
+static int name_topic(sc_topic *topic, const char *folder, sc_error *error)
+{
+    size_t root = strlen(folder);
+    const char *name = topic->path + root + 8;
+    if (strncmp(topic->path, folder, root) != 0 || strncmp(topic->path + root, "/topics/", 8) != 0 ||
+        strchr(name, '/') != NULL || strlen(name) >= sizeof topic->name)
+        return sc_fail(error, SC_INVALID, "the topic is none of the journal's store");
+    snprintf(topic->name, sizeof topic->name, "%s", name);
+    return SC_OK;
+}
+
+int sc_topic_read_journal(sc_topic *topic, const char *folder, sc_error *error)
+{
+    int code = name_topic(topic, folder, error);
+    if (code != SC_OK || topic->writable)
+        return code;
+    return sc_journal_read_runs(folder, topic->name, &topic->runs, error);
+}
+
+int sc_topic_use_journal(sc_topic *topic, sc_journal *journal, sc_error *error)
+{
+    int code = name_topic(topic, journal->folder, error);
+    if (code != SC_OK)
+        return code;
+    sc_journal_retain(journal);
+    topic->journal = journal;
+    return SC_OK;
 }
 
 /* ---- partitions -------------------------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include "counters.h"
 #include "encode.h"
 #include "producer_state.h"
+#include "journal.h"
 #include "segment.h"
 #include "state.h"
 
@@ -19,7 +20,17 @@ typedef struct sc_writer {
     int64_t file_number; /* of the tail, when it was mapped */
     int64_t populated; /* pages below this position are mapped already */
     int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
+    bool journaled;    /* the last sync was one of the journal */
 } sc_writer;
+
+/* How far a segment is known to be durable, in itself or in the journal. */
+typedef struct sc_safe_end {
+    int64_t segment_base, file_number; /* as in the tail */
+    int64_t position;                  /* 0: not known */
+    int64_t offset;
+    int64_t anchor_position; /* of the last batch before it; 0: not looked up yet */
+    uint32_t anchor_crc;     /* of that batch's header */
+} sc_safe_end;
 
 /* A thread that waits for a sync; it lies on that thread's stack. */
 typedef struct sc_sync_waiter {
@@ -43,6 +54,7 @@ typedef struct sc_partition {
     pthread_mutex_t sync_mutex;
     bool syncing;                 /* somebody leads; behind sync_mutex */
     sc_sync_waiter *sync_waiters; /* newest first; behind sync_mutex */
+    sc_safe_end safe;             /* behind sync_mutex */
     atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
     atomic_bool unnoted;   /* the log does not say yet that what this handle appended or recovered is durable */
     sc_partition_counts counts;
@@ -59,6 +71,9 @@ struct sc_topic {
     atomic_long references;
     _Atomic(sc_scratch *) scratch; /* NULL: none, or in use */
     char path[SC_PATH_MAX];
+    char name[SC_JOURNAL_NAME_MAX]; /* of the folder, in the journal */
+    sc_journal *journal;            /* NULL: each partition is synced by itself */
+    sc_run *runs;                   /* in the journal, which nobody has replayed; NULL: none, or opened for writing */
     bool writable;
     uint32_t fork_generation;
     atomic_long users;
@@ -133,7 +148,9 @@ int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *s
 
 /* ---- flush.c ---- */
 
-/* Returns when everything below `offset` is durable. */
+/* Syncs the segments, and publishes how far the log is durable. */
+int sc_partition_sync(sc_partition *partition, sc_error *error);
+/* Returns when everything below `offset` is durable; together with other partitions when there is a journal. */
 int sc_partition_wait_durable(sc_partition *partition, int64_t offset, sc_error *error);
 /* Syncs the active segment and the names in the folder, also when all of the log is durable. */
 int sc_partition_sync_active(sc_partition *partition, const sc_tail *tail, sc_error *error);

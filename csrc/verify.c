@@ -120,7 +120,8 @@ static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base
     int code = sc_partition_map(self->partition, segment, &self->tail, &mapping, &problem);
     if (code == SC_OK) {
         sc_mapping_release(mapping);
-        code = sc_mapping_open(segment->path, 0, &mapping, &file_size, &problem); /* a fresh one: nothing is verified in it */
+        code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
+                                    &file_size, &problem); /* a fresh one: nothing is verified in it */
     }
     if (code != SC_OK) {
         if (active || !sc_partition_is_deleted_below(self->partition, next_base))

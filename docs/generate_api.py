@@ -122,6 +122,7 @@ PLUMBING = {
     "Store": {"check_open"},
     "Topic": {
         "append_sealed",
+        "durable_target",
         "folder",
         "mark_unflushed",
         "note_appended",

@@ -146,6 +146,24 @@ cdef extern from "streamcore.h" nogil:
     int sc_partition_open_transactions(sc_topic *, uint32_t, sc_open_transaction *, int64_t, int64_t *, sc_error *)
     int sc_partition_flush(sc_topic *, uint32_t, sc_error *)
 
+    struct sc_journal
+
+    int sc_journal_open(const char *, int64_t, sc_journal **, sc_error *)
+    int sc_journal_checkpoint(sc_journal *, sc_error *)
+    int sc_journal_empty(sc_journal *, sc_error *)
+    bint sc_journal_damage(const sc_journal *, sc_error *)
+    int sc_journal_close(sc_journal *, sc_error *)
+    void sc_journal_release(sc_journal *)
+    int sc_topic_use_journal(sc_topic *, sc_journal *, sc_error *)
+    int sc_topic_read_journal(sc_topic *, const char *, sc_error *)
+
+    struct sc_durable_target:
+        sc_topic *topic
+        uint32_t partition
+        int64_t offset
+
+    int sc_wait_durable(const sc_durable_target *, int64_t, sc_error *)
+
     struct sc_partition_info:
         int64_t start_offset
         int64_t end_offset

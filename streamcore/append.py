@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,14 @@ _EXTRA_COLUMNS = ("key", "timestamp", "headers", "partition")
 
 Producer = tuple[int, int, int, bool]  # id, epoch, sequence of the first record, whether in a transaction
 Chunk = tuple[int, pa.Array | None, pa.Array, pa.Array | None, columns.Times | None]
+
+
+class Split(NamedTuple):
+    """Rows order[bounds[i]] up to order[bounds[i + 1]] go to partitions[i]; without an order, rows of these numbers."""
+
+    partitions: Any
+    order: Any
+    bounds: Any
 
 
 class ArrayAppend:
@@ -94,29 +102,32 @@ class ArrayAppend:
         self.chunks = [(rows, key, value, headers, None) for rows, key, value, headers, _ in self.chunks]
         self.timestamp = self.made_ms
 
-    def by_partition(self, partition: int | None, partitions: int, turn: int) -> Iterator[tuple[int, ArrayAppend]]:
-        """The parts that go to each partition, in the order of partitions."""
+    def split(self, partition: int | None, partitions: int, turn: int) -> int | Split:
+        """The partition that all of it goes to, or which rows go to which partitions, in their order."""
         without_key = turn % partitions
         if partition is not None:
-            yield int(partition), self
-            return
+            return int(partition)
         keyed = any(chunk[1] is not None for chunk in self.chunks)
         if self.targets is None and (partitions == 1 or not keyed):
-            yield without_key, self
-            return
+            return without_key
         targets = self.targets if self.targets is not None else self._targets_by_key(partitions, without_key)
-        present = np.unique(targets)
+        is_sorted = bool((targets[1:] >= targets[:-1]).all())
+        order = None if is_sorted else np.argsort(targets, kind="stable")
+        ordered = targets if order is None else targets[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+        present = ordered[starts].astype(np.int64)
         if len(present) == 1:
-            yield int(present[0]), self
-            return
+            return int(present[0])
         if present[0] < 0 or present[-1] >= partitions:
             wrong = present[0] if present[0] < 0 else present[-1]
             raise ValueError(f"the partition column has {wrong}; the topic has partitions 0 to {partitions - 1}")
-        order = np.argsort(targets, kind="stable")
-        bounds = np.searchsorted(targets[order], present)
-        for i, target in enumerate(present):
-            end = bounds[i + 1] if i + 1 < len(bounds) else len(order)
-            yield int(target), self._take(order[bounds[i] : end])
+        return Split(present, order, np.append(starts, self.count).astype(np.int64))
+
+    def parts(self, split: Split) -> Iterator[tuple[int, ArrayAppend]]:
+        """The part of each partition."""
+        order = np.arange(self.count) if split.order is None else split.order
+        for i, target in enumerate(split.partitions):
+            yield int(target), self._take(order[split.bounds[i] : split.bounds[i + 1]])
 
     def _targets_by_key(self, partitions: int, without_key: int) -> Any:
         targets = np.full(self.count, without_key, np.int32)
@@ -275,6 +286,27 @@ def append_arrays(
         except _core.OffsetConflict:
             continue  # another writer was faster: the offsets in the batches must be others
     raise TimeoutError(f"partition {partition} is appended to by others all the time")
+
+
+def append_split(
+    core: _core.Topic, given: ArrayAppend, split: Split, config: TopicConfig
+) -> list[tuple[int, int, int]]:
+    """Appends to many partitions, what is one chunk and not compressed: sorted once, each takes its rows of it."""
+    own_time = config.timestamp_type == "append"
+    if own_time:
+        given.drop_times()
+    count, key, value, headers, times = given.chunks[0]
+    if split.order is not None:
+        picked = pa.array(split.order)
+        key = None if key is None else key.take(picked)
+        value = columns.take(value, picked)
+        headers = None if headers is None else headers.take(picked)
+        times = None if times is None else times[split.order]
+    chunk = (count, key, value, headers, times)
+    rows = max(1, min(BATCH_ROWS, BATCH_BYTES * count // max(1, _size(chunk))))
+    return core.append_sorted(
+        split.partitions, split.bounds, chunk, given.timestamp, rows, given.version.number, own_time
+    )
 
 
 def _size(chunk: Chunk) -> int:

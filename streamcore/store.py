@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
 import pyarrow as pa
 import xxhash
 
+from streamcore import _core
 from streamcore import schema as schemas
 from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions, check_topic_name
@@ -53,6 +54,7 @@ NOTE_AFTER_S = 10.0
 _DIGEST_CHUNK = 4 << 20
 _FOLDER_NAME_MAX = 200
 _DELETED_PREFIX = ".deleted-"
+_DAMAGED_JOURNAL = "journal.damaged"
 
 _log = logging.getLogger("streamcore")
 
@@ -107,7 +109,8 @@ class Store:
         self._topics: dict[str, Topic] = {}
         _prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
-        self._flusher = _Flusher()
+        self.journal = self._open_journal() if mode == "rw" else None
+        self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
         self._delivery: Delivery | None = None
         self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S)
@@ -116,6 +119,18 @@ class Store:
         _open_stores.add(self)
         if mode == "rw":
             self._finish_what_was_left()
+
+    def _open_journal(self) -> _core.Journal:
+        """Before any topic is opened: what was durable in the journal alone comes into the segments."""
+        try:
+            journal = _core.Journal(bytes(self.path))
+        except BaseException:
+            self.catalog.close()
+            raise
+        damage = journal.damage()
+        if damage is not None:
+            _log.error("%s (file %s, position %d)", damage[1], self.path / _DAMAGED_JOURNAL, damage[0])
+        return journal
 
     # ---- topics ----
 
@@ -358,6 +373,10 @@ class Store:
         """
         self.check_open()
         problems = [Problem(str(self.catalog.path), None, None, message) for message in self.catalog.check()]
+        damaged = self.path / _DAMAGED_JOURNAL
+        if damaged.exists():
+            lost = "the journal was found damaged: durable appends may be missing at the ends of logs"
+            problems.append(Problem(str(damaged), None, None, lost))
         topics = self.topics()
         total = 0
         for topic in topics:
@@ -563,6 +582,11 @@ class Store:
                 failures.append(error)
         if self._coordinator is not None and not failures:
             self._coordinator.settle_all()
+        if self.journal is not None:
+            try:
+                self.journal.close()
+            except (StreamcoreError, OSError) as error:
+                failures.append(error)
         self.catalog.close()
         if failures:
             raise failures[0]
@@ -632,7 +656,8 @@ class _Flusher:
     durable: later damage is then told from an append that was in flight.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: _core.Journal | None) -> None:
+        self._journal = journal
         self._topics: set[Topic] = set()
         self._resting: weakref.WeakKeyDictionary[Topic, float] = weakref.WeakKeyDictionary()  # since when
         self._condition = threading.Condition()
@@ -660,9 +685,17 @@ class _Flusher:
                     return
                 topics, self._topics = self._topics, set()
             self._call(topics, Topic.flush_appended)
+            self._checkpoint()
             self._resting.update(dict.fromkeys(topics, time.monotonic()))
             self._note()
             del topics  # keeps no store alive that everybody else forgot
+
+    def _checkpoint(self) -> None:
+        try:
+            if self._journal is not None:
+                self._journal.checkpoint()
+        except StreamcoreError as error:
+            _log.warning("the checkpoint of the journal failed: %s", error)
 
     def _note(self) -> None:
         long_ago = time.monotonic() - NOTE_AFTER_S

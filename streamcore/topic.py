@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from streamcore import _core, columns, compaction, consolidation
 from streamcore import schema as schemas
-from streamcore.append import ArrayAppend, Producer, append_arrays
+from streamcore.append import ArrayAppend, Producer, Split, append_arrays, append_split
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions
 from streamcore.errors import (
@@ -286,30 +286,54 @@ class Topic:
             return []
         if self._config.compression != "none" or (partition is None and self._row.partitions > 1):
             given.check_sizes(self._config.max_record_bytes)
-        spans: list[Span] = []
-        parts = given.by_partition(partition, self._row.partitions, next(self._round))
-        if writer is not None:
-            parts = iter(list(parts))
-            parts, claimed = itertools.tee(parts)
-            writer.claim(self, [target for target, _ in claimed])
-        for target, part in parts:
+        split = given.split(partition, self._row.partitions, next(self._round))
+        targets = [split] if isinstance(split, int) else split.partitions.tolist()
+        for target in targets:
             self._check_partition(target)
-            producer = None if writer is None else writer.producer(self, target)
-            run = partial(self._append_part, target, part, durability, producer)
-            spans.append(Span(*self._call(run)))
-            if writer is not None:
-                writer.appended(self, target, part.count)
+        if writer is not None:
+            writer.claim(self, targets)
+        if isinstance(split, int):
+            spans = [self._append_part(split, given, self._is_durable(durability), writer)]
+        else:
+            spans = self._append_parts(given, split, writer)
         if not self._unflushed:
             self._store.note_unflushed(self)
+        if not isinstance(split, int) and self._is_durable(durability):
+            self._wait_durable(spans)
         return spans
 
-    def _append_part(
-        self, target: int, part: ArrayAppend, durability: Durability | None, producer: Producer | None
-    ) -> tuple[int, int, int]:
+    def _append_part(self, target: int, part: ArrayAppend, durable: bool, writer: Writer | None) -> Span:
+        producer = None if writer is None else writer.producer(self, target)
+
+        def run() -> tuple[int, int, int]:
+            core = self._open_core()
+            self._check_keys(part)
+            return append_arrays(core, target, part, self._config, durable, producer)
+
+        span = self._call(run)
+        if writer is not None:
+            writer.appended(self, target, part.count)
+        return Span(*span)
+
+    def _append_parts(self, given: ArrayAppend, split: Split, writer: Writer | None) -> list[Span]:
+        if writer is None and len(given.chunks) == 1 and self._config.compression == "none":
+
+            def run() -> list[tuple[int, int, int]]:
+                core = self._open_core()
+                self._check_keys(given)
+                return append_split(core, given, split, self._config)
+
+            return [Span(*span) for span in self._call(run)]
+        return [self._append_part(target, part, False, writer) for target, part in given.parts(split)]
+
+    def _wait_durable(self, spans: list[Span]) -> None:
+        """Returns when all of them are on the drive: one sync for all partitions."""
         core = self._open_core()
-        if self._config.compacts and any(chunk[1] is None or chunk[1].null_count for chunk in part.chunks):
+        self._call(lambda: _core.wait_durable([(core, span.partition, span.end_offset) for span in spans]))
+
+    def _check_keys(self, given: ArrayAppend) -> None:
+        if self._config.compacts and any(chunk[1] is None or chunk[1].null_count for chunk in given.chunks):
             raise ValueError(self._keyless())
-        return append_arrays(core, target, part, self._config, self._is_durable(durability), producer)
 
     def _keyless(self) -> str:
         return f"a record has no key; topic {self.name!r} is compacted, and keeps the latest record of each key"
@@ -714,6 +738,11 @@ class Topic:
         """Returns when everything appended to the partition so far is on the drive."""
         self._call(lambda: self._open_core().flush(partition))
 
+    def durable_target(self, partition: int) -> tuple[_core.Topic, int, int]:
+        """What `_core.wait_durable` takes to wait for all that the partition holds now."""
+        core = self._open_core()
+        return core, partition, self._call(lambda: core.describe(partition, False))[1]
+
     def durable_offset(self, partition: int) -> int:
         """Everything below it survives a loss of power."""
         return self._call(lambda: self._open_core().describe(partition, False))[2]
@@ -797,6 +826,10 @@ class Topic:
             if self._store.catalog.topic_by_id(self._row.id) is None:
                 raise TopicNotFoundError(f"topic {self.name!r} was deleted") from None
             raise
+        if self._store.journal is not None:
+            core.use_journal(self._store.journal)
+        else:
+            core.read_journal(bytes(self._store.path))
         for version in self._versions.values():
             self._add_schema(core, version)
         return core

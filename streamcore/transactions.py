@@ -36,13 +36,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
-from streamcore import producer_ids
+from streamcore import _core, producer_ids
 from streamcore.config import check_durability
 from streamcore.errors import FencedError, StreamcoreError, TopicNotFoundError, TransactionError
 from streamcore.producer_ids import take_producer_id
 
 if TYPE_CHECKING:
-    from streamcore import _core
     from streamcore.append import Producer
     from streamcore.store import Store
     from streamcore.topic import Span, Topic
@@ -316,11 +315,18 @@ class Coordinator:
 
     def flush(self, places: Iterable[Place]) -> None:
         """Returns when all that was appended there is on the drive. Deleted topics have nothing to flush."""
+        targets = []
         for topic_id, partition in places:
             topic = self._store.topic_by_id(topic_id)
             with contextlib.suppress(TopicNotFoundError):
                 if topic is not None:
-                    topic.flush_partition(partition)
+                    targets.append(topic.durable_target(partition))
+        try:
+            _core.wait_durable(targets)  # one sync for all of them
+        except TopicNotFoundError:  # one was deleted meanwhile
+            for target in targets:
+                with contextlib.suppress(TopicNotFoundError):
+                    _core.wait_durable([target])
 
     def remember(self, name: str, epoch: int, claimed: set[Place], used: set[Place]) -> None:
         """The next transaction with the id claims at its beginning what this one used: one write less."""

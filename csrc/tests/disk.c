@@ -1,6 +1,7 @@
 #include "disk.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -61,8 +62,12 @@ static void copy_one(const char *path, const struct stat *st, void *context)
     snprintf(target, sizeof target, "%s%s", copying->to, path + strlen(copying->from));
     if (copying->folders != (bool)S_ISDIR(st->st_mode))
         return;
-    if (copying->folders) {
-        CHECK(mkdir(target, 0777) == 0);
+    if (copying->folders) { /* outer ones come later in the walk */
+        for (char *at = target + strlen(copying->to) + 1; (at = strchr(at, '/')) != NULL; *at++ = '/') {
+            *at = 0;
+            (void)mkdir(target, 0777);
+        }
+        CHECK(mkdir(target, 0777) == 0 || errno == EEXIST);
         return;
     }
     int64_t size;
@@ -71,7 +76,6 @@ static void copy_one(const char *path, const struct stat *st, void *context)
     free(data);
 }
 
-/* Folders of one level: a topic with its partitions. */
 void folder_copy(const char *from, const char *to)
 {
     struct copying copying = {from, to, true};

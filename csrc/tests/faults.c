@@ -94,6 +94,11 @@ static void *faulty_map(int fd, size_t size, bool writable)
     return fails("map") ? NULL : real.map(fd, size, writable);
 }
 
+static void *faulty_map_copy(int fd, size_t file_size, size_t size)
+{
+    return fails("map_copy") ? NULL : real.map_copy(fd, file_size, size);
+}
+
 static int faulty_populate(void *address, size_t size)
 {
     return fails("populate") ? -1 : real.populate(address, size);
@@ -151,6 +156,7 @@ void faults_arm(int number, int error_number, bool sticky)
     sc_os.sync = faulty_sync;
     sc_os.sync_data = faulty_sync_data;
     sc_os.map = faulty_map;
+    sc_os.map_copy = faulty_map_copy;
     sc_os.populate = faulty_populate;
     sc_os.rename = faulty_rename;
     sc_os.unlink = faulty_unlink;

@@ -173,6 +173,39 @@ static void test_a_synced_segment_that_lost_its_schema_stays(void)
     folder_remove(path);
 }
 
+/* A note that the log was durable, at the end of a segment that was sealed since: it holds no record. */
+static void test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, 8 << 10);
+    append_records(topic, 0, 0, 40);
+    topic_close(topic);
+    topic = topic_open_with(path, true, 8 << 10);
+    append_records(topic, 0, 40, 60);
+    topic_abandon(topic);
+    segment_file(file, path, 0, 40);
+    CHECK(file_exists(file));
+    segment_file(file, path, 0, 0);
+    CHECK_EQ(found_batches(file, batches, 128), 1);
+    int64_t note = batches[0].position + batches[0].header.total_size;
+    CHECK(found_end(file) > note);
+    file_zero(file, note + 64, file_size(file) - note - 64);
+    pretend_power_loss(path);
+    for (int writable = 0; writable < 2; writable++) {
+        topic = topic_open_with(path, writable != 0, 8 << 10);
+        CHECK_EQ(end_of(topic, 0), 100);
+        check_records(topic, 0, 0, 100);
+        topic_close(topic);
+    }
+    CHECK_EQ(found_end(file), note);
+    int64_t size;
+    uint8_t *data = file_read(file, &size);
+    for (int64_t i = note; i < size; i++)
+        CHECK_EQ(data[i], 0); /* any Arrow reader sees the end of the stream here */
+    free(data);
+    folder_remove(path);
+}
+
 /* ---- who knows that the machine went down ----------------------------------------------------------------------- */
 
 static void make_two_partitions(void)
@@ -445,6 +478,7 @@ int main(int argc, char **argv)
     RUN(test_a_lost_unsynced_middle_segment_cuts_the_log_before_it);
     RUN(test_an_unsynced_segment_that_lost_its_schema_is_cut_with_its_batches);
     RUN(test_a_synced_segment_that_lost_its_schema_stays);
+    RUN(test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage);
     RUN(test_a_session_that_did_not_touch_a_partition_does_not_hide_the_power_loss);
     RUN(test_a_second_writer_knows_of_the_power_loss_too);
     RUN(test_once_repaired_the_log_is_of_this_boot);

@@ -74,6 +74,20 @@ cdef class Topic:
         check(code, &error)
         check(sc_topic_add_layout(self.ptr, layout, &error), &error)
 
+    def use_journal(self, Journal journal):
+        """Durable appends share syncs with other partitions of the store. Before the first append."""
+        cdef sc_error error
+        check(sc_topic_use_journal(self.ptr, journal.ptr, &error), &error)
+
+    def read_journal(self, bytes folder):
+        """Reads also what is only in the journal, until somebody opens the store for writing. Before the first read."""
+        cdef sc_error error
+        cdef const char *path = folder
+        cdef int code
+        with nogil:
+            code = sc_topic_read_journal(self.ptr, path, &error)
+        check(code, &error)
+
     def alter(self, tuple settings, bint publish):
         cdef sc_error error
         cdef sc_topic_settings native = settings_of(settings)
@@ -361,7 +375,9 @@ cdef class Topic:
                     spans.append(self.append_range(
                         p, sorted_values + starts[p], sorted_keys + starts[p],
                         sorted_times + starts[p] if times != NULL else NULL, timestamp, None,
-                        starts[p + 1] - starts[p], total, version, log_append_time, durable, len(spans) > 0))
+                        starts[p + 1] - starts[p], total, version, log_append_time, False, len(spans) > 0))
+            if durable:
+                wait_durable([(self, span[0], span[2]) for span in spans])
             return spans
         finally:
             PyMem_RawFree(sorted_values)
@@ -406,6 +422,40 @@ cdef class Topic:
                     batches += 1
                     start += step
             return self.append(partition, inputs, batches, version, -1, log_append_time, durable, False, producer)
+        finally:
+            PyMem_RawFree(inputs)
+
+    def append_sorted(self, const int64_t[::1] targets, const int64_t[::1] bounds, tuple chunk, int64_t timestamp,
+                      int64_t rows_per_batch, uint32_t version, bint log_append_time):
+        """Appends rows [bounds[i], bounds[i + 1]) of a chunk, as in append_arrays, to partition targets[i], for each i.
+        Returns the spans; waits for no sync."""
+        cdef list kept = [], spans = []
+        cdef int64_t start, end, batches, step = max(1, min(rows_per_batch, BATCH_ROWS_MAX)), rows = chunk[0]
+        cdef const int64_t[::1] times = chunk[4]
+        cdef const ArrowArray *key = self.array_of(chunk[1], kept)
+        cdef const ArrowArray *value = self.array_of(chunk[2], kept)
+        cdef const ArrowArray *headers = self.array_of(chunk[3], kept)
+        cdef Py_ssize_t i
+        cdef sc_batch_input *inputs = <sc_batch_input *>PyMem_RawCalloc(rows // step + 2, sizeof(sc_batch_input))
+        if inputs == NULL:
+            raise MemoryError()
+        try:
+            for i in range(targets.shape[0]):
+                batches, start, end = 0, bounds[i], bounds[i + 1]
+                if not 0 <= start < end <= rows:
+                    raise ValueError(f"rows {start} to {end} of {rows}")
+                while start < end:
+                    inputs[batches].count = min(step, end - start)
+                    inputs[batches].key = key
+                    inputs[batches].value = value
+                    inputs[batches].headers = headers
+                    inputs[batches].first_row = start
+                    inputs[batches].timestamps = &times[start] if times is not None else NULL
+                    inputs[batches].timestamp = timestamp
+                    batches += 1
+                    start += step
+                spans.append(self.append(targets[i], inputs, batches, version, -1, log_append_time, False, i > 0))
+            return spans
         finally:
             PyMem_RawFree(inputs)
 
