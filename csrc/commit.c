@@ -436,7 +436,9 @@ int sc_journal_sync_partitions(sc_journal *journal, sc_partition **partitions, i
         free(members[i].error);
     free(members);
     sc_error unused;
-    if (sc_journal_is_filling(journal)) /* the other leader goes on meanwhile */
+    if (sc_journal_is_filling(journal) && !atomic_exchange(&journal->checkpointing, true)) { /* others go on meanwhile */
         (void)sc_journal_checkpoint(journal, &unused);
+        atomic_store(&journal->checkpointing, false);
+    }
     return self.code;
 }

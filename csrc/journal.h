@@ -135,6 +135,7 @@ struct sc_journal {
     /* group commit (commit.c) */
     pthread_mutex_t group_mutex;
     int leaders;
+    atomic_bool checkpointing; /* one of those that led */
     sc_sync_request *requests; /* newest first */
 };
 
