@@ -302,8 +302,9 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
     if (look.state == SC_BATCH_NONE || look.state == SC_BATCH_MARKER)
         return finish_segment(scan, &look, error);
     bool behind_records = scan->next_base >= 0 && scan->chain_offset >= scan->next_base;
-    if (look.state == SC_BATCH_BAD && behind_records && !look.unreadable && !sc_header_is_newer(&look.header))
-        return finish_segment(scan, &look, error); /* a note that was lost with the power: no record is missing */
+    if (look.state == SC_BATCH_BAD && behind_records && !look.unreadable && !sc_header_is_newer(&look.header) &&
+        !sc_state_is_same_boot(&scan->topic->state, scan->partition->number))
+        return finish_segment(scan, &look, error); /* a note that was lost with the power, and nobody has mended that yet */
     if (look.state == SC_BATCH_GOOD && look.header.base_offset != scan->chain_offset) {
         look.state = SC_BATCH_BAD;
         look.why = "a batch does not follow the one before it";
