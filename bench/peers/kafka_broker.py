@@ -55,11 +55,11 @@ class Broker:
                 return int(line.split()[1]) * 1024 / 1e6
         return 0.0
 
-    def create_topic(self, name: str) -> None:
+    def create_topic(self, name: str, partitions: int = 1) -> None:
         from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
         admin = AdminClient({"bootstrap.servers": self.address})  # lives until the answer is there
-        admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
+        admin.create_topics([NewTopic(name, partitions, 1)])[name].result(30)
 
     def delete_topic(self, name: str) -> None:
         from confluent_kafka.admin import AdminClient
@@ -67,8 +67,13 @@ class Broker:
         admin = AdminClient({"bootstrap.servers": self.address})
         admin.delete_topics([name])[name].result(30)
 
-    def produce(self, topic: str, values: list[bytes], keys: list[bytes] | None = None) -> None:
-        """Sends all values, one a call, and waits until the broker has them; settings for throughput."""
+    def produce(
+        self, topic: str, values: list[bytes], keys: list[bytes] | None = None, partitions: int | None = None
+    ) -> None:
+        """Sends all values, one a call, and waits until the broker has them; settings for throughput.
+
+        With `partitions` they go there in turn, else where the client puts them.
+        """
         from confluent_kafka import Producer
 
         settings = {
@@ -80,7 +85,10 @@ class Broker:
             "queue.buffering.max.kbytes": 2_000_000,
         }
         producer = Producer(settings)
-        if keys is None:
+        if partitions is not None:
+            for number, value in enumerate(values):
+                producer.produce(topic, value, partition=number % partitions)
+        elif keys is None:
             for value in values:
                 producer.produce(topic, value)
         else:
