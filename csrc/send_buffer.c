@@ -409,6 +409,14 @@ static void discard(sc_send_buffer *self, sc_send_batch *batch)
     sc_send_batch_free(batch, &self->room);
 }
 
+/* A record without a key looks for changed settings itself: those of the open batch may be from before. */
+static int check_keyless(const sc_send_topic *topic, sc_error *error)
+{
+    if (sc_topic_generation(topic->topic) != topic->plan.generation)
+        return sc_fail(error, SC_STALE, "the topic's settings changed");
+    return topic->plan.needs_key ? sc_fail(error, SC_INVALID, "a record has no key; the topic is compacted") : SC_OK;
+}
+
 static int check_record(const sc_send_buffer *self, const sc_send_topic *topic, const sc_send_record *record, int64_t bytes,
                         sc_error *error)
 {
@@ -429,7 +437,7 @@ static int check_record(const sc_send_buffer *self, const sc_send_topic *topic, 
                        (long long)bytes, (long long)self->options.buffer_bytes);
     if (record->partition >= (int64_t)topic->plan.partitions)
         return sc_fail(error, SC_RANGE, "there are partitions 0 to %u", (unsigned)topic->plan.partitions - 1);
-    return SC_OK;
+    return record->key.data == NULL ? check_keyless(topic, error) : SC_OK;
 }
 
 /* Reserves memory in the lane's open batch, or in a new one. */

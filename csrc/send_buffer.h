@@ -41,6 +41,7 @@ typedef struct sc_send_plan {
     bool native;          /* the worker appends its batches here; else they are handed to its caller */
     bool log_append_time; /* records take the time at which their batch is appended */
     bool durable;
+    bool needs_key; /* records without a key are refused: the topic is compacted */
 } sc_send_plan;
 
 typedef struct sc_send_header {
@@ -124,7 +125,7 @@ bool sc_send_topic_take_appended(sc_send_topic *topic);
 int32_t sc_send_topic_next_sequence(sc_send_topic *topic, uint32_t partition);
 
 /* SC_OK; SC_END: there is no room now; SC_STALE: the topic's settings changed, or it was deleted; SC_TOO_LARGE, SC_RANGE
- * (no such partition), SC_CLOSED, SC_FORKED, SC_MEMORY. Unless it is SC_OK nothing was taken. */
+ * (no such partition), SC_INVALID (no key where one is needed), SC_CLOSED, SC_FORKED, SC_MEMORY. Unless it is SC_OK nothing was taken. */
 int sc_send_buffer_add(sc_send_buffer *buffer, sc_send_topic *topic, const sc_send_record *record, sc_error *error);
 /* Waits until there may be room for a record of `bytes`: SC_OK, SC_END when the time is over, SC_CLOSED. What is open is
  * due while somebody waits. */

@@ -383,6 +383,7 @@ cdef extern from "send_buffer.h" nogil:
         bint native
         bint log_append_time
         bint durable
+        bint needs_key
 
     struct sc_send_header:
         sc_bytes key

@@ -33,6 +33,11 @@ class Split(NamedTuple):
     bounds: Any
 
 
+def keyless(topic: str) -> str:
+    """What to say of a record without a key where one is needed."""
+    return f"a record has no key; topic {topic!r} is compacted, and keeps the latest record of each key"
+
+
 class ArrayAppend:
     """Records as chunks of Arrow arrays: (rows, key, value, headers, times)."""
 

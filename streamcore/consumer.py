@@ -858,6 +858,11 @@ class Consumer:
         """The store that it reads."""
         return self._store
 
+    @property
+    def subscription(self) -> list[str]:
+        """What it was asked to read: names, globs, and compiled patterns as "/…/"."""
+        return list(self._subscription)
+
     # ---- the end ----
 
     def close(self) -> None:

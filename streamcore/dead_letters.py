@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from streamcore import _core
+from streamcore.config import check_topic_name
 from streamcore.errors import FencedError, StreamcoreError, TopicExistsError, TopicNotFoundError
+from streamcore.groups import matching
 
 if TYPE_CHECKING:
     from streamcore.consumer import Consumer
@@ -85,6 +87,8 @@ def process(
     partition are handled in their order. timeout_ms: ends when nothing came for so long; None: goes on until the
     consumer is closed or `stop()` is true.
 
+    Raises ValueError for a dead-letter topic that the consumer reads itself, that is typed, or that is compacted.
+
     At least once: what was handled behind the last commit is handled again after a crash. With `transactional_id` the
     dead letters and the commits are one transaction (`Store.transaction`), so each record is dead-lettered once.
     """
@@ -96,8 +100,25 @@ def process(
         raise ValueError(f"retries is {retries}; 0 or more is allowed")
     if transactional_id is not None and consumer.group is None:
         raise ValueError("transactional_id needs a consumer with a group")
+    if dead_letter is not None:
+        _check_dead_letter(consumer, dead_letter)
     run = _Run(consumer, handler, retries, backoff or Backoff(), dead_letter, transactional_id, stop or (lambda: False))
     return run.until_idle(max_records, timeout_ms)
+
+
+def _check_dead_letter(consumer: Consumer, name: str) -> None:
+    """Raises ValueError for a topic that cannot keep dead letters: before there is one that needs it."""
+    check_topic_name(name)
+    if matching(consumer.subscription, {name: None}):
+        raise ValueError(f"dead_letter is {name!r}, which this consumer reads: its records would come back for ever")
+    try:
+        topic = consumer.store.topic(name)
+    except TopicNotFoundError:
+        return
+    if topic.schema is not None:
+        raise ValueError(f"dead_letter is {name!r}, a typed topic; a plain one is needed, or none: then it is made")
+    if topic.config.compacts:
+        raise ValueError(f"dead_letter is {name!r}, of which compaction would drop all but the latest of each key")
 
 
 class _Run:

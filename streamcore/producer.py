@@ -354,8 +354,8 @@ class Producer(_core.SendBuffer):
         core, plan = topic.send_plan(self._durability)
         if self._transactional_id is None:
             return core, plan
-        partitions, version, generation, record_bytes, _, append_time, _ = plan
-        return core, (partitions, version, generation, record_bytes, False, append_time, False)
+        partitions, version, generation, record_bytes, _, append_time, _, needs_key = plan
+        return core, (partitions, version, generation, record_bytes, False, append_time, False, needs_key)
 
     def is_worker(self) -> bool:
         """Whether the caller is the producer's own thread, in an on_delivery."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from streamcore import _core, columns, compaction, consolidation
 from streamcore import schema as schemas
-from streamcore.append import ArrayAppend, Producer, Split, append_arrays, append_split
+from streamcore.append import ArrayAppend, Producer, Split, append_arrays, append_split, keyless
 from streamcore.catalog import TopicRow
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions
 from streamcore.errors import (
@@ -40,7 +40,7 @@ _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
 DeletionBound = int | datetime.datetime | Literal["latest"]
 Before = DeletionBound | Mapping[int, DeletionBound]
-SendPlan = tuple[int, int, int, int, bool, bool, bool]  # see SendBuffer.add_topic
+SendPlan = tuple[int, int, int, int, bool, bool, bool, bool]  # see SendBuffer.add_topic
 _STALE_RETRIES = 100
 _WAIT_MS_MAX = 1 << 40  # 34 years
 _SCHEMA_READ_BYTES = 4 << 20
@@ -230,7 +230,7 @@ class Topic:
             if not self._fast:
                 return None  # another process changed the topic meanwhile
             if self._config.compacts and (keys is None or any(key is None for key in keys)):
-                raise ValueError(self._keyless())
+                raise ValueError(keyless(self.name))
             own = self._log_append_time
             moment = time.time_ns() // 1_000_000 if own or now is None else now
             return self._open_core().append_rows(
@@ -284,6 +284,7 @@ class Topic:
         if given.count == 0:
             self._writable()
             return []
+        self._check_keys(given)  # all of it before the first part is appended
         if self._config.compression != "none" or (partition is None and self._row.partitions > 1):
             given.check_sizes(self._config.max_record_bytes)
         split = given.split(partition, self._row.partitions, next(self._round))
@@ -333,10 +334,7 @@ class Topic:
 
     def _check_keys(self, given: ArrayAppend) -> None:
         if self._config.compacts and any(chunk[1] is None or chunk[1].null_count for chunk in given.chunks):
-            raise ValueError(self._keyless())
-
-    def _keyless(self) -> str:
-        return f"a record has no key; topic {self.name!r} is compacted, and keeps the latest record of each key"
+            raise ValueError(keyless(self.name))
 
     def check_partition(self, partition: Any) -> int:
         """The number of a partition. Raises TypeError and ValueError for what is none."""
@@ -374,6 +372,7 @@ class Topic:
                 self._fast,
                 self._log_append_time,
                 self._is_durable(durability),
+                self._config.compacts,
             )
 
     def append_sealed(self, batch: _core.SealedBatch, producer: Producer | None) -> tuple[int, int, int]:

@@ -132,6 +132,32 @@ def test_a_topic_is_described_with_offsets_sizes_and_files(shell: Shell) -> None
         assert expected in text
 
 
+def test_records_are_counted_as_a_reader_sees_them(shell: Shell) -> None:
+    with sc.open(shell.path) as store:
+        topic = store.create_topic("t", partitions=2)
+        topic.append([b"x"] * 3, partition=0)
+        with store.transaction("a") as transaction:
+            transaction.append("t", [b"x"] * 2, partition=0)
+        gone = store.transaction("a")
+        gone.append("t", [b"x"] * 5, partition=0)
+        gone.abort()
+        topic.append([b"x"] * 4, partition=1)
+        topic.delete_records({1: 1})
+        table = store.create_topic("table", cleanup="compact")
+        for _ in range(3):
+            table.append([b"x"], keys=[b"k"])
+        table.roll()
+        table.compact()
+        open_one = store.transaction("b")
+        open_one.append("t", [b"x"], partition=1)
+        listed = {row["topic"]: row["records"] for row in shell.json("topic", "list")}
+        assert listed == {"t": 5 + 3, "table": 1}
+        described = shell.json("topic", "describe", "t")["partitions"]
+        assert [(part["start"], part["end"], part["records"]) for part in described] == [(0, 12, 5), (1, 5, 3)]
+        open_one.commit()
+        assert shell.json("topic", "describe", "t")["partitions"][1]["records"] == 4
+
+
 def test_settings_are_changed_and_unset(shell: Shell) -> None:
     shell("topic", "create", "t", "--retention-ms", "1h", "--retention-bytes", "1MB")
     shell("topic", "alter", "t", "--retention-ms", "none", "--compression", "zstd", "--partitions", "4")

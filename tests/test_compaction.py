@@ -225,6 +225,22 @@ def test_records_without_a_key_are_refused_and_older_ones_stay(make_topic: Calla
     assert contents(topic) == {"k": 1}
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_one_record_without_a_key_refuses_the_whole_append_to_all_partitions(
+    make_topic: Callable[..., sc.Topic], compression: str
+) -> None:
+    topic = make_topic(4, cleanup="compact", compression=compression)
+    keys = [b"a", b"b", b"c", b"d", None]
+    for append in (
+        lambda: topic.append(keys, keys=keys),
+        lambda: topic.append(keys, keys=keys, headers=[None] * 5),
+        lambda: topic.append_table(pa.table({"value": keys, "key": keys})),
+    ):
+        with pytest.raises(ValueError, match="has no key"):
+            append()
+        assert topic.scan().count() == 0
+
+
 def test_keys_may_be_empty_or_share_beginnings(make_topic: Callable[..., sc.Topic]) -> None:
     topic = make(make_topic)
     for _ in range(2):

@@ -83,6 +83,48 @@ def test_without_a_dead_letter_topic_the_error_comes_out_and_the_record_again(st
         assert consumer.poll(0)[0].value == b"bad"
 
 
+@pytest.mark.parametrize("transactional_id", [None, "t"])
+def test_a_handler_that_raises_commits_nothing_of_its_record_and_it_comes_again(
+    store: sc.Store, topic: sc.Topic, transactional_id: str | None
+) -> None:
+    topic.append([b"a", b"bad", b"c"])
+    handle, _ = refuse(b"bad")
+    with store.consumer("clicks", group="g") as consumer:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="cannot read b'bad'"):
+                consumer.process(handle, retries=0, transactional_id=transactional_id, timeout_ms=ENDS_MS)
+        done = 0 if transactional_id else 1  # with a transaction what a poll gave is done whole or not at all
+        assert store.group("g").offsets() == ({("clicks", 0): 1} if done else {})
+        assert [record.value for record in consumer.poll(0)] == [b"a", b"bad", b"c"][done:]
+
+
+@pytest.mark.parametrize("transactional_id", [None, "t"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a b", "'a b' .* is no name for a topic"),
+        ("clicks", "'clicks', which this consumer reads"),
+        ("clicks-dead", "'clicks-dead', which this consumer reads"),
+        ("typed", "'typed', a typed topic"),
+        ("table", "'table', of which compaction would drop"),
+    ],
+)
+def test_a_topic_that_cannot_keep_dead_letters_is_refused_before_anything_is_handled(
+    store: sc.Store, topic: sc.Topic, name: str, text: str, transactional_id: str | None
+) -> None:
+    store.create_topic("typed", schema=pa.schema([("n", pa.int64())]))
+    store.create_topic("table", cleanup="compact,delete")
+    topic.append([b"bad"])
+    handle, _ = refuse(b"bad")
+    wanted = "clicks*" if name == "clicks-dead" else "clicks"
+    with store.consumer(wanted, group="g", start="earliest") as consumer:
+        with pytest.raises(ValueError, match=text):
+            consumer.process(handle, retries=0, dead_letter=name, transactional_id=transactional_id)
+        assert [record.value for record in consumer.poll(0)] == [b"bad"]
+        assert store.group("g").offsets() == {}
+    assert [found.name for found in store.topics()] == ["clicks", "table", "typed"]
+
+
 def test_heartbeats_go_on_during_pauses(store: sc.Store, topic: sc.Topic) -> None:
     topic.append([b"bad"])
     handle, _ = refuse(b"bad")

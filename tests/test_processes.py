@@ -132,11 +132,17 @@ def append(held: Held, name: str, values: Any, keys: Any = None, partition: int 
     return held.store.topic(name).append(values, keys=keys, partition=partition)
 
 
+def wait_for_files(*paths: str) -> None:
+    end = time.monotonic() + ANSWER_S
+    while not all(Path(path).exists() for path in paths):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def append_many(held: Held, name: str, writer: int, calls: int, per_call: int, form: str, go: str) -> int:
     """Appends calls of which each record names its writer, call and place."""
     topic = held.store.topic(name)
-    while not Path(go).exists():
-        time.sleep(0.001)
+    wait_for_files(go)
     for call in range(calls):
         values: Any = [b"%d %d %d" % (writer, call, i) for i in range(per_call)]
         if form == "arrow":
@@ -192,8 +198,21 @@ def held_wait(held: Held, offset: int, timeout_ms: float) -> tuple[bool, int, fl
     return woken, held.made.partitions[0].end_offset, time.monotonic() - began
 
 
-def watch(held: Held, name: str, until: int, per_call: int) -> tuple[int, int]:
-    """Scans again and again until so many records are there: never half a call, never fewer than before."""
+def append_halves(held: Held, name: str, calls: int, per_call: int, *seen: str) -> int:
+    """Appends so many calls; makes the second half when the files are there by which others say what they have seen."""
+    topic = held.store.topic(name)
+    for call in range(calls):
+        if call == calls // 2:
+            wait_for_files(*seen)
+        topic.append([b"0 %d %d" % (call, i) for i in range(per_call)])
+    return calls
+
+
+def watch(held: Held, name: str, until: int, per_call: int, seen: str) -> tuple[int, int]:
+    """Scans again and again until so many records are there: never half a call, never fewer than before.
+
+    Makes a file when it has seen some, and counts the looks that found more than the one before.
+    """
     topic = held.store.topic(name)
     last = looks = 0
     end = time.monotonic() + ANSWER_S
@@ -206,8 +225,9 @@ def watch(held: Held, name: str, until: int, per_call: int) -> tuple[int, int]:
             assert table["offset"][-1].as_py() == table.num_rows - 1
             assert table["value"].null_count == 0
             assert topic.scan(start=last, end=table.num_rows).count() == table.num_rows - last
+            looks += 1
+            Path(seen).touch()
         last = table.num_rows
-        looks += 1
     return last, looks
 
 
@@ -232,8 +252,7 @@ def delete(held: Held, name: str) -> None:
 
 
 def race_to_create(held: Held, name: str, go: str) -> str | None:
-    while not Path(go).exists():
-        time.sleep(0.001)
+    wait_for_files(go)
     try:
         return held.store.create_topic(name).id
     except sc.TopicExistsError:
@@ -241,8 +260,7 @@ def race_to_create(held: Held, name: str, go: str) -> str | None:
 
 
 def race_to_open(held: Held, path: str, go: str) -> int:
-    while not Path(go).exists():
-        time.sleep(0.001)
+    wait_for_files(go)
     with sc.open(path) as store:
         return len(store.topics())
 
@@ -316,13 +334,13 @@ def test_a_reader_in_another_process_sees_appends_as_they_come(
     reader.call(open_store, str(store_path), "r")
     rw_reader.call(open_store, str(store_path))
     assert reader.call(count, "clicks") == 0
+    seen = [str(tmp_path / "reader saw some"), str(tmp_path / "other saw some")]
+    for peer, path in zip((reader, rw_reader), seen, strict=True):
+        peer.begin(watch, "clicks", 300 * 11, 11, path)
+    assert writer.call(append_halves, "clicks", 300, 11, *seen) == 300
     for peer in (reader, rw_reader):
-        peer.begin(watch, "clicks", 300 * 11, 11)
-    (tmp_path / "go").touch()
-    assert writer.call(append_many, "clicks", 0, 300, 11, "list", str(tmp_path / "go")) == 300
-    for peer in (reader, rw_reader):
-        seen, looks = peer.finish()
-        assert seen == 3300
+        count_seen, looks = peer.finish()
+        assert count_seen == 3300
         assert looks >= 2
 
 
@@ -553,33 +571,37 @@ def test_a_table_stays_readable_while_another_process_deletes_the_topic(peers: l
             topic.append([b"y"])
 
 
-def test_appends_while_another_process_alters_are_neither_lost_nor_doubled(
-    peers: list[Peer], store_path: Path, tmp_path: Path
-) -> None:
+def test_appends_while_another_process_alters_are_neither_lost_nor_doubled(peers: list[Peer], store_path: Path) -> None:
     writer, changer, _ = peers
     with sc.open(store_path) as store:
         store.create_topic("clicks", partitions=8)
     for peer in (writer, changer):
         peer.call(open_store, str(store_path))
-    (tmp_path / "go").touch()
-    writer.begin(append_keyed, "clicks", 1000, 64)
+    writer.begin(append_keyed, "clicks", 1000, 64, 5)
     number = 0
     while not writer.link.poll():
         number += 1
         changer.call(alter_segment, "clicks", number)
-    assert writer.finish() == 64_000
-    assert number > 3
+    count_written, changes_seen = writer.finish()
+    assert changes_seen >= 5
     with sc.open(store_path, mode="r") as store:
         found = sorted(int(r.value) for r in store.topic("clicks").scan())
-        assert found == list(range(64_000))
+        assert found == list(range(count_written))
 
 
-def append_keyed(held: Held, name: str, calls: int, per_call: int) -> int:
+def append_keyed(held: Held, name: str, calls: int, per_call: int, changes: int) -> tuple[int, int]:
+    """Appends so many calls, and more until it has met so many changes of the topic; how many records, and changes."""
     topic = held.store.topic(name)
-    for call in range(calls):
+    call, met, known = 0, 0, topic.config.retention_ms
+    end = time.monotonic() + ANSWER_S
+    while call < calls or met < changes:
+        assert time.monotonic() < end
         rows = range(call * per_call, (call + 1) * per_call)
         topic.append([b"%d" % n for n in rows], keys=[b"k%d" % n for n in rows])
-    return calls * per_call
+        met += topic.config.retention_ms != known
+        known = topic.config.retention_ms
+        call += 1
+    return call * per_call, met
 
 
 # ---- mode "r" ---------------------------------------------------------------------------------------------------

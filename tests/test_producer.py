@@ -394,6 +394,42 @@ def test_settings_that_change_while_records_wait_are_followed(store: sc.Store, s
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("transactional_id", [None, "t"])
+def test_a_compacted_topic_takes_no_record_without_a_key(
+    store: sc.Store, compression: Any, transactional_id: str | None
+) -> None:
+    topic = store.create_topic("table", partitions=2, cleanup="compact", compression=compression)
+    with store.producer(transactional_id=transactional_id) as producer:
+        if transactional_id is not None:
+            producer.begin_transaction()
+        producer.send("table", b"1", key=b"a")
+        for more in ({}, {"partition": 1}, {"headers": {"h": b""}}, {"block": False}):
+            with pytest.raises(ValueError, match="a record has no key; topic 'table' is compacted"):
+                producer.send("table", b"lost", **more)
+        with pytest.raises(ValueError, match="has no key"):
+            producer.send("table", None)
+        producer.send("table", b"2", key=b"")
+        if transactional_id is not None:
+            producer.commit_transaction()
+    assert sorted((record.key, record.value) for record in topic.scan()) == [(b"", b"2"), (b"a", b"1")]
+
+
+def test_a_topic_that_becomes_compacted_keeps_what_was_sent_before_and_takes_no_more_without_a_key(
+    store: sc.Store, store_path: Path
+) -> None:
+    topic = store.create_topic("t")
+    with store.producer(linger_ms=FOREVER_MS) as producer, sc.open(store_path) as other:
+        producer.send("t", b"before")
+        other.topic("t").alter(cleanup="compact")
+        with pytest.raises(ValueError, match="has no key"):  # although a batch is open for it
+            producer.send("t", b"after")
+        producer.send("t", b"keyed", key=b"k")
+        other.topic("t").alter(cleanup="delete")
+        producer.send("t", b"free again")
+    assert values_of(topic) == [b"before", b"keyed", b"free again"]
+
+
 def test_a_deleted_topic_is_unknown_and_one_made_anew_is_found(store: sc.Store) -> None:
     store.create_topic("t")
     deliveries = Deliveries()

@@ -212,6 +212,9 @@ static void test_what_cannot_be_taken_is_refused_and_changes_nothing(void)
                          .native = true};
     CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
     CHECK_EQ(add_size(&self, 0, 11), SC_TOO_LARGE);
+    plan.needs_key = true;
+    CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
+    CHECK_EQ(add(&self, 0, NULL, "x"), SC_INVALID);
     plan.generation++;
     CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
     CHECK_EQ(add_size(&self, 0, 1), SC_STALE);
@@ -219,6 +222,18 @@ static void test_what_cannot_be_taken_is_refused_and_changes_nothing(void)
     CHECK_EQ(sc_send_buffer_unfinished(self.buffer), 0);
     sc_send_buffer_close(self.buffer);
     CHECK_EQ(add_size(&self, 0, 1), SC_CLOSED);
+    close_sender(&self);
+}
+
+static void test_a_record_without_a_key_sees_changed_settings_while_a_batch_is_open(void)
+{
+    sender self = open_sender((sc_send_options){FOR_EVER_MS, 1000, 100000}, true, false);
+    CHECK_EQ(add(&self, 0, NULL, "opens the batch"), SC_OK);
+    sc_send_plan plan = {.partitions = PARTITIONS, .schema_version = 1, .generation = GENERATION + 1,
+                         .max_record_bytes = 1000, .native = true};
+    CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
+    CHECK_EQ(add(&self, 0, NULL, "x"), SC_STALE);
+    CHECK_EQ(add(&self, 0, "key", "x"), SC_OK);
     close_sender(&self);
 }
 
@@ -428,6 +443,7 @@ int main(int argc, char **argv)
     RUN(test_batches_are_closed_by_bytes_and_carry_sequences_without_a_gap);
     RUN(test_records_without_a_key_change_the_partition_with_the_batch);
     RUN(test_what_cannot_be_taken_is_refused_and_changes_nothing);
+    RUN(test_a_record_without_a_key_sees_changed_settings_while_a_batch_is_open);
     RUN(test_memory_stays_below_its_bound_and_room_comes_with_work);
     RUN(test_a_batch_that_is_tried_again_keeps_its_sequence_and_holds_up_its_partition_alone);
     RUN(test_a_sync_that_fails_leaves_a_batch_in_the_log_which_is_not_appended_again);

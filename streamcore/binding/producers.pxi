@@ -97,7 +97,8 @@ cdef class SendBuffer:
         raise NotImplementedError
 
     def add_topic(self, str name, topic, convert, Topic core, tuple plan):
-        """plan: (partitions, schema version, generation, max record bytes, native, log append time, durable)."""
+        """plan: (partitions, schema version, generation, max record bytes, native, log append time, durable,
+        needs a key)."""
         cdef sc_error error
         cdef sc_send_plan native = plan_of(plan)
         cdef SendTopic made = SendTopic.__new__(SendTopic)
@@ -331,6 +332,9 @@ cdef class SendBuffer:
                 raise ValueError(
                     f"partition is {record.partition}; topic {entry.name!r} has partitions 0 to "
                     f"{entry.topic.partition_count - 1}")
+            elif code == SC_INVALID:
+                from streamcore.append import keyless
+                raise ValueError(keyless(entry.name))
             elif code != SC_END:
                 raise error_of(error)
             elif not block or left <= 0 or self.is_worker():
@@ -518,6 +522,7 @@ cdef sc_send_plan plan_of(tuple plan):
     native.native = plan[4]
     native.log_append_time = plan[5]
     native.durable = plan[6]
+    native.needs_key = plan[7]
     return native
 
 

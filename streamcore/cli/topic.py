@@ -12,13 +12,14 @@ import click
 
 from streamcore.cli.amounts import DURATION, SIZE, unset
 from streamcore.cli.settings import Settings, output_option, pass_settings, store_option, topic_argument
+from streamcore.errors import CorruptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
 
-    from streamcore import Segment, Topic
+    from streamcore import Partition, Segment, Topic
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -99,6 +100,8 @@ def create(settings: Settings, /, topic: str, partitions: int, schema: str | Non
 def list_topics(settings: Settings) -> None:
     """List the topics of the store.
 
+    `records` are those that a reader sees: not what was aborted, is not committed yet, or was compacted away.
+
     \b
     Examples:
       streamcore topic list
@@ -117,13 +120,28 @@ def list_topics(settings: Settings) -> None:
     emit_records(rows, settings.form)
 
 
+def _committed_count(topic: Topic, part: Partition) -> int:
+    """How many records a committed scan of a partition finds; of a damaged one, how many offsets it has.
+
+    Where the files hold a record for each offset there is no marker, and so nothing that was aborted: the scan, which
+    looks at the header of each batch, is needed only where they do not.
+    """
+    offsets = part.end_offset - part.start_offset
+    try:
+        files = topic.segments(part.index)
+        whole = bool(files) and files[0].base_offset == part.start_offset and sum(f.count for f in files) == offsets
+        return offsets if whole and part.stable_offset == part.end_offset else topic.scan(part.index).count()
+    except CorruptionError:
+        return offsets
+
+
 def _summary(topic: Topic) -> dict[str, Any]:
     parts = topic.partitions
     return {
         "topic": topic.name,
         "kind": "plain" if topic.schema is None else "typed",
         "partitions": len(parts),
-        "records": sum(part.end_offset - part.start_offset for part in parts),
+        "records": sum(_committed_count(topic, part) for part in parts),
         "bytes": sum(part.size_bytes for part in parts),
         "cleanup": topic.config.cleanup,
         "compression": topic.config.compression,
@@ -140,7 +158,8 @@ def describe(settings: Settings, topic: str, segments: bool) -> None:
     """Show a topic's settings, partitions, schema and, with --segments, files.
 
     In a partition, `start` is the first offset that is still there, `end` the offset that the next record gets, and
-    `durable` the offset below which all records are on the drive.
+    `durable` the offset below which all records are on the drive. `records` are those that a reader sees: fewer than
+    offsets where transactions were aborted or are not committed, and where compaction was at work.
 
     \b
     Examples:
@@ -165,7 +184,7 @@ def _description(topic: Topic) -> dict[str, Any]:
                 "start": part.start_offset,
                 "end": part.end_offset,
                 "durable": part.durable_offset,
-                "records": part.end_offset - part.start_offset,
+                "records": _committed_count(topic, part),
                 "bytes": part.size_bytes,
                 "segments": sum(file.partition == part.index for file in files),
             }

@@ -75,6 +75,11 @@ class Child:
         self.lines += [line.decode().split(" ") for line in lines]
         return bool(data)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether it has left the line, as one does that ends."""
+        return self._at_end
+
     def read_until(self, condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
         """Reads until the condition holds; fails when it does not in time, or when the child ends before."""
         end = time.monotonic() + deadline_s
