@@ -13,6 +13,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ import streamcore as sc
 
 from .forkserver import Channel
 
+Durability = Literal["os", "disk"]
 REQUESTS, SUMMARIES, CLIENTS, AUDITED = "requests", "summaries", "clients", "audited"
 EXACT, AUDIT = "exact", "audit"
 PRODUCERS, MEMBERS, PARTITIONS = 2, 3, 6
@@ -30,13 +32,13 @@ _LINE = re.compile(rb'^(\S+) .*?" (\d{3}) (\d+|-)')
 _TOMBSTONES = 97  # one client in so many requests is forgotten
 
 
-def make_store(store_path: Path) -> None:
+def make_store(store_path: Path, durability: Durability) -> None:
     """The topics, of small segments."""
     with sc.open(store_path) as store:
-        store.create_topic(REQUESTS, partitions=PARTITIONS, segment_bytes=1 << 20)
-        store.create_topic(SUMMARIES, partitions=3, segment_bytes=1 << 18)
-        store.create_topic(AUDITED, partitions=2, segment_bytes=1 << 20)
-        store.create_topic(CLIENTS, partitions=2, segment_bytes=1 << 16, cleanup="compact")
+        store.create_topic(REQUESTS, partitions=PARTITIONS, segment_bytes=1 << 20, durability=durability)
+        store.create_topic(SUMMARIES, partitions=3, segment_bytes=1 << 18, durability=durability)
+        store.create_topic(AUDITED, partitions=2, segment_bytes=1 << 20, durability=durability)
+        store.create_topic(CLIENTS, partitions=2, segment_bytes=1 << 16, cleanup="compact", durability=durability)
 
 
 def lines_of(data: str) -> list[bytes]:
@@ -79,11 +81,11 @@ def ids_in(topic: sc.Topic, isolation: str) -> set[int]:
 # ---- producers ----------------------------------------------------------------------------------------------------
 
 
-def produce(channel: Channel, store_path: str, data: str, slot: int, count: int) -> None:
+def produce(channel: Channel, store_path: str, durability: Durability, data: str, slot: int, count: int) -> None:
     """Sends every second request that is not in the log yet; in slot 1 in transactions. Says SENDING and SENT."""
     lines = lines_of(data)
     isolation = "committed" if slot else "uncommitted"
-    with sc.open(store_path) as store:
+    with sc.open(store_path, durability=durability) as store:
         producer = store.producer(linger_ms=2, transactional_id="producer" if slot else None)
         if slot:
             producer.begin_transaction()  # which ends what a killed one has left open
@@ -106,14 +108,18 @@ def produce(channel: Channel, store_path: str, data: str, slot: int, count: int)
 # ---- members ------------------------------------------------------------------------------------------------------
 
 
-def write_exactly_once(channel: Channel, store_path: str, slot: int, seed: int, bug: str | None = None) -> None:
+def write_exactly_once(
+    channel: Channel, store_path: str, durability: Durability, slot: int, seed: int, bug: str | None = None
+) -> None:
     """Summaries and the table of clients, in transactions with the offsets. Says POLL, BEGUN and DONE.
 
     bug "offsets apart": commits the offsets behind the transaction, and dies in between the third time.
     """
     chance = random.Random(f"{seed} {slot}")
     done = 0
-    with sc.open(store_path) as store:
+    with sc.open(store_path, durability=durability) as store:
+        with store.transaction(f"exact-{slot}"):
+            pass  # ends what a killed one has left open, for which readers would wait otherwise
         member = store.consumer(REQUESTS, group=EXACT, start="earliest", member_timeout_ms=MEMBER_TIMEOUT_MS)
         while not channel.is_told_to_stop():
             channel.send("POLL")
@@ -149,7 +155,9 @@ def rewind(member: sc.Consumer) -> None:
         member.seek(topic, partition, "earliest" if committed is None else int(committed))
 
 
-def write_at_least_once(channel: Channel, store_path: str, slot: int, seed: int, bug: str | None = None) -> None:
+def write_at_least_once(
+    channel: Channel, store_path: str, durability: Durability, slot: int, seed: int, bug: str | None = None
+) -> None:
     """Notes what it reads, then commits; the member in slot 1 by automatic commits. Says POLL, BEGUN and DONE.
 
     bug "commits first": and dies before it notes anything the third time.
@@ -157,7 +165,7 @@ def write_at_least_once(channel: Channel, store_path: str, slot: int, seed: int,
     chance = random.Random(f"{seed} {slot}")
     auto = slot == 1 and bug is None
     done = 0
-    with sc.open(store_path) as store:
+    with sc.open(store_path, durability=durability) as store:
         audited = store.topic(AUDITED)
         member = store.consumer(
             REQUESTS, group=AUDIT, start="earliest", member_timeout_ms=MEMBER_TIMEOUT_MS, auto_commit=auto,
@@ -188,13 +196,13 @@ def write_at_least_once(channel: Channel, store_path: str, slot: int, seed: int,
 # ---- rewriting ----------------------------------------------------------------------------------------------------
 
 
-def rewrite(channel: Channel, store_path: str, seed: int, bug: str | None = None) -> None:
+def rewrite(channel: Channel, store_path: str, durability: Durability, seed: int, bug: str | None = None) -> None:
     """Compacts the table, and consolidates it and the others. Says BEGUN and DONE with what it does.
 
     bug "drops the newest": replaces the sealed segments of the table by empty ones, once.
     """
     chance = random.Random(seed)
-    with sc.open(store_path) as store:
+    with sc.open(store_path, durability=durability) as store:
         clients = store.topic(CLIENTS)
         while not channel.is_told_to_stop():
             task = chance.choice(["compact", "compact", "consolidate", "roll"])
