@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,6 +47,7 @@ class Crowd:
         self.bugs = bugs
         self._seed = 0
         self.at_work: dict[tuple[str, int], Child] = {}
+        self.suspended: dict[tuple[str, int], float] = {}  # and when they go on
         self.counts: Figures = collections.Counter()
 
     def start(self, role: str, slot: int = 0) -> Child:
@@ -78,20 +80,41 @@ class Crowd:
             child.read(0)
             assert child.failure() == "", child.failure()
 
-    def kill_one(self, chance: random.Random) -> str | None:
-        """Kills one in the middle of something and starts it anew; None when a producer was done by itself."""
-        role, slot = chance.choice([*sorted(self.at_work), ("rewriter", 0)])
-        child = self.at_work[role, slot]
-        word = chance.choice(_WORDS[role])
+    def suspend_one(self, chance: random.Random) -> None:
+        """Holds a member up for longer than its timeout: it goes on as a zombie, whose partitions others have."""
+        key = chance.choice([key for key in self.at_work if key[0] in (EXACT, AUDIT)])
+        if key not in self.suspended:
+            self.read_until_next(key, "BEGUN")
+            os.kill(self.at_work[key].pid, signal.SIGSTOP)
+            self.suspended[key] = time.monotonic() + 2 * at_once.MEMBER_TIMEOUT_MS / 1000
+
+    def resume(self, *, everybody: bool = False) -> None:
+        """Lets those go on whose time it is."""
+        for key, until in list(self.suspended.items()):
+            if everybody or time.monotonic() >= until:
+                os.kill(self.at_work[key].pid, signal.SIGCONT)
+                del self.suspended[key]
+
+    def read_until_next(self, key: tuple[str, int], word: str) -> None:
+        """Waits until it says a word once more, half a second at most."""
+        child = self.at_work[key]
         before = len(child.said(word))
         end = time.monotonic() + 0.5
         while len(child.said(word)) == before and time.monotonic() < end:
             self.drain()
             child.read(0.005)
+
+    def kill_one(self, chance: random.Random) -> str | None:
+        """Kills one in the middle of something and starts it anew; None when a producer was done by itself."""
+        role, slot = chance.choice([*sorted(self.at_work), ("rewriter", 0)])
+        child = self.at_work[role, slot]
+        word = chance.choice(_WORDS[role])
+        self.read_until_next((role, slot), word)
         end = time.monotonic() + chance.uniform(0, 0.004)
         while time.monotonic() < end:
             pass
         child.kill()
+        self.suspended.pop((role, slot), None)
         self.count(role, child)
         if not child.is_killed():
             assert child.status == 0, child.failure()
@@ -217,10 +240,15 @@ def test_everything_at_once_under_kills_loses_nothing_and_writes_once_what_is_to
         crowd.start_all()
         kills = 0
         while kills < KILLS:
+            crowd.resume()
+            if chance.random() < 0.15:
+                crowd.suspend_one(chance)
+                figures["at once: members held up beyond their timeout"] += 1
             what = crowd.kill_one(chance)
             if what is not None:
                 figures[f"at once: {what}"] += 1
                 kills += 1
+        crowd.resume(everybody=True)
         crowd.wait_until(crowd.producers_are_done)
         for group in (EXACT, AUDIT):
             crowd.wait_until(lambda group=group: crowd.left(group) == 0)
