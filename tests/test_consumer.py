@@ -20,6 +20,11 @@ Make = Callable[..., sc.Topic]
 LONG_MS = 20_000
 
 
+def threads() -> int:
+    """The number of threads, but for the one that does background work."""
+    return sum(thread.name != "streamcore-maintenance" for thread in threading.enumerate())
+
+
 def fill(topic: sc.Topic, count: int, partition: int | None = None, first: int = 0) -> list[bytes]:
     values = [b"%d" % number for number in range(first, first + count)]
     if partition is not None or topic.partition_count == 1:
@@ -282,11 +287,11 @@ def test_async_iteration_and_polls_wait_without_a_thread_each(store: sc.Store, t
         return bytes((await consumer.poll_async(None))[0].value)
 
     async def run() -> None:
-        before = threading.active_count()
+        before = threads()
         consumers = [store.consumer("clicks", start="latest") for _ in range(40)]
         waiting = [asyncio.create_task((first_of, poll)[n % 2](consumer)) for n, consumer in enumerate(consumers)]
         assert await consumers[0].poll_async(20) == []
-        assert threading.active_count() <= before + 1
+        assert threads() <= before + 1
         topic.append([b"go"])
         assert await asyncio.wait_for(asyncio.gather(*waiting), 20) == [b"go"] * 40
 
@@ -356,11 +361,11 @@ def test_a_thousand_consumers_idle_in_one_event_loop_and_all_wake(store: sc.Stor
         raise AssertionError
 
     async def run() -> None:
-        before = threading.active_count()
+        before = threads()
         consumers = [store.consumer(f"t{number % 10}", start="latest") for number in range(1000)]
         waiting = [asyncio.create_task(first_of(consumer)) for consumer in consumers]
         await asyncio.sleep(0.2)
-        assert threading.active_count() <= before + 1
+        assert threads() <= before + 1
         for topic in topics:
             topic.append([b"go"], partition=1)
         found = await asyncio.wait_for(asyncio.gather(*waiting), 30)

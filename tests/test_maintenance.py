@@ -104,13 +104,15 @@ def test_the_thread_works_every_interval_until_it_is_stopped(store: sc.Store) ->
         worked.release()
         return {}
 
+    before = threading.active_count()
     maintenance = Maintenance(store, [Task("tick", run)], 0.01)
     maintenance.start()
     maintenance.start()
+    assert threading.active_count() == before + 1
     for _ in range(3):
         assert worked.acquire(timeout=WAIT_S)
     maintenance.stop()
-    assert "streamcore-maintenance" not in [thread.name for thread in threading.enumerate()]
+    assert threading.active_count() == before
 
 
 def test_stopping_ends_a_task_that_asks_and_those_behind_it(store: sc.Store) -> None:
