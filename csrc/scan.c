@@ -18,6 +18,7 @@ struct sc_scan {
     sc_scan_options options;
     sc_tally *tally;
     int64_t verified; /* bytes, not in the tally yet */
+    int64_t bytes;    /* of the batches that had wanted rows */
     int64_t left; /* rows until the limit; -1: no limit */
 
     int64_t range; /* the one that we read; range_count: the end */
@@ -71,6 +72,7 @@ static void count_scan(sc_scan *scan)
     sc_tally_read(scan->tally, &read);
     atomic_fetch_add_explicit(&scan->topic->scanned_batches, read.batches, memory_order_relaxed);
     atomic_fetch_add_explicit(&scan->topic->scanned_rows, read.rows, memory_order_relaxed);
+    atomic_fetch_add_explicit(&scan->topic->scanned_bytes, scan->bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&scan->topic->verified_bytes, read.bytes_verified, memory_order_relaxed);
 }
 
@@ -361,6 +363,7 @@ static int move(sc_scan *scan, sc_batch *batch, sc_error *error)
     sc_tally_add(&scan->tally->rows, batch->row_count);
     sc_tally_add(&scan->tally->bytes_verified, scan->verified);
     scan->verified = 0;
+    scan->bytes += batch->message_size;
     if (scan->left > 0)
         scan->left -= batch->row_count;
     return SC_OK;

@@ -299,7 +299,8 @@ enum { SC_HISTOGRAM_BUCKETS = 32 };
 typedef struct sc_counters {
     int64_t appends, records, bytes; /* bytes of messages in the log */
     int64_t syncs, sync_ns;
-    int64_t scanned_batches, scanned_rows, verified_bytes; /* of scans that have ended */
+    int64_t scanned_batches, scanned_rows, scanned_bytes; /* of scans that have ended: batches with wanted rows, whole */
+    int64_t verified_bytes;                               /* whose checksums they were the first to verify */
     int64_t append_records[SC_HISTOGRAM_BUCKETS]; /* records of an append */
     int64_t sync_us[SC_HISTOGRAM_BUCKETS];        /* microseconds of a sync */
 } sc_counters;

@@ -312,6 +312,7 @@ void sc_topic_count(sc_topic *topic, sc_counters *counters)
     *counters = (sc_counters){
         .scanned_batches = atomic_load_explicit(&topic->scanned_batches, memory_order_relaxed),
         .scanned_rows = atomic_load_explicit(&topic->scanned_rows, memory_order_relaxed),
+        .scanned_bytes = atomic_load_explicit(&topic->scanned_bytes, memory_order_relaxed),
         .verified_bytes = atomic_load_explicit(&topic->verified_bytes, memory_order_relaxed),
     };
     uint32_t partitions = sc_topic_settings_read(topic).partitions;

@@ -86,7 +86,7 @@ struct sc_topic {
     sc_state state;
     _Atomic(sc_layout *) layouts; /* newest first; freed with the topic */
     _Atomic(sc_partition *) *partitions;
-    _Atomic int64_t scanned_batches, scanned_rows, verified_bytes; /* of scans that have ended */
+    _Atomic int64_t scanned_batches, scanned_rows, scanned_bytes, verified_bytes; /* of scans that have ended */
 };
 
 int sc_topic_enter(sc_topic *topic, sc_error *error);

@@ -193,6 +193,7 @@ cdef extern from "streamcore.h" nogil:
         int64_t sync_ns
         int64_t scanned_batches
         int64_t scanned_rows
+        int64_t scanned_bytes
         int64_t verified_bytes
         int64_t append_records[32]
         int64_t sync_us[32]

@@ -40,6 +40,7 @@ _TOPIC_COUNTERS = {
     "appended_bytes": "Bytes that this process added to the log.",
     "scanned_batches": "Batches read by scans of this process.",
     "scanned_records": "Records read by scans of this process.",
+    "scanned_bytes": "Bytes of the batches read by scans of this process.",
     "verified_bytes": "Bytes whose checksums this process verified.",
 }
 _TOPIC_HISTOGRAMS = {

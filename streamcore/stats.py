@@ -63,6 +63,7 @@ class TopicStats:
     appended_bytes: int
     scanned_batches: int
     scanned_records: int
+    scanned_bytes: int
     verified_bytes: int
     records_of_append: Histogram
     flush_seconds: Histogram
@@ -123,6 +124,7 @@ def _topic_stats(topic: Topic) -> TopicStats:
         appended_bytes=counts["bytes"],
         scanned_batches=counts["scanned_batches"],
         scanned_records=counts["scanned_rows"],
+        scanned_bytes=counts["scanned_bytes"],
         verified_bytes=counts["verified_bytes"],
         records_of_append=_histogram(counts["append_records"], 1, counts["records"]),
         flush_seconds=_histogram(counts["sync_us"], 1e-6, counts["sync_ns"] * 1e-9),

@@ -57,6 +57,7 @@ _DELETED_PREFIX = ".deleted-"
 _DAMAGED_JOURNAL = "journal.damaged"
 
 _log = logging.getLogger("streamcore")
+_log.addHandler(logging.NullHandler())  # quiet, unless the program wants to hear
 
 
 class Problem(NamedTuple):

@@ -34,6 +34,7 @@ def test_stats_count_what_the_log_holds_and_what_was_done(store: sc.Store) -> No
     assert found.appended_records == 160
     assert found.appended_bytes > 150_000
     assert found.scanned_records == 160
+    assert found.scanned_bytes == found.appended_bytes == found.verified_bytes
     assert found.records_of_append.count == 4
     assert found.records_of_append.counts[6] == 3  # 32 to 63
     assert found.records_of_append.quantile(0.5) == 64

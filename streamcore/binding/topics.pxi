@@ -160,6 +160,7 @@ cdef class Topic:
             "sync_ns": found.sync_ns,
             "scanned_batches": found.scanned_batches,
             "scanned_rows": found.scanned_rows,
+            "scanned_bytes": found.scanned_bytes,
             "verified_bytes": found.verified_bytes,
             "append_records": [found.append_records[i] for i in range(SC_HISTOGRAM_BUCKETS)],
             "sync_us": [found.sync_us[i] for i in range(SC_HISTOGRAM_BUCKETS)],

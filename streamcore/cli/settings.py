@@ -32,8 +32,11 @@ class Settings:
 
     def open(self, mode: Literal["r", "rw"] = "rw", *, create: bool = False) -> Store:
         """Open the store. It is made only by commands that put something into it: a typing error makes no store."""
+        import logging
+
         import streamcore
 
+        logging.basicConfig(format="%(levelname)s: %(message)s")  # warnings, on stderr
         if not create and not Path(self.path).is_dir():
             raise click.ClickException(
                 f"there is no store at {self.path!r}: name one with --store, or make one with 'streamcore topic create'"
