@@ -94,7 +94,7 @@ class KafkaMember:
             for message in self._consumer.consume(min(CONSUME_AT_ONCE, wanted - seen), timeout=1):
                 if message.error():
                     raise RuntimeError(str(message.error()))
-                len(message.value())
+                len(message.value() or b"")
                 seen += 1
             if time.monotonic() > deadline:
                 raise RuntimeError(f"Kafka gave {seen} of {wanted} records in {DEADLINE_S} s")
