@@ -13,6 +13,9 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int16_t, int32_t, int64_t, uint8_
 from libc.stdlib cimport free
 from libc.string cimport memset
 
+cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(PyObject *object)
+
 from streamcore._core cimport *
 
 import datetime

@@ -656,6 +656,11 @@ def test_records_that_are_kept_stay_as_they_are_while_the_scan_goes_on(topic: sc
     assert (first, second, third) == (wanted[5], wanted[6], wanted[7])
 
 
+def test_the_garbage_collector_does_not_walk_records_of_bytes(topic: sc.Topic) -> None:
+    topic.append([b"a", b"b"])
+    assert [gc.is_tracked(record) for record in topic.scan()] == [False, False]
+
+
 def test_a_cycle_through_a_record_is_collected() -> None:
     gone = []
     value: dict[str, object] = {}

@@ -381,6 +381,7 @@ cdef class Records:
         """The last but one record, if nobody else has it any more, or a new one."""
         if is_shared(<PyObject *>self.spare):
             self.spare = Record.__new__(Record)
+            PyObject_GC_UnTrack(<PyObject *>self.spare)  # it holds bytes alone: lists of a million are not walked
         cdef Record record = self.spare
         cdef sc_rows *rows = &self.copy
         record.partition = <int>self.batch.partition
