@@ -124,7 +124,6 @@ PLUMBING = {
         "append_sealed",
         "durable_target",
         "folder",
-        "mark_unflushed",
         "note_appended",
         "open",
         "open_rewrite",

@@ -38,6 +38,7 @@ from streamcore.errors import (
 )
 from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
+from streamcore.topic_handle import TopicHandle
 
 if TYPE_CHECKING:
     from streamcore.consumer import Callback, Consumer, Isolation, Start
@@ -528,14 +529,14 @@ class Store:
         for topic in topics:
             topic.flush_appended()
 
-    def note_unflushed(self, topic: Topic) -> None:
+    def note_unflushed(self, handle: TopicHandle) -> None:
         """Has a topic flushed in the background within a second; called by appends."""
-        topic.mark_unflushed()
+        handle.mark_unflushed()
         try:
-            self._flusher.add(topic)
+            self._flusher.add(handle)
             self._maintenance.start()
         except BaseException:  # ^C, or no more threads: the next append asks again
-            topic.mark_unflushed(False)
+            handle.mark_unflushed(False)
             raise
 
     def check_open(self) -> None:
@@ -659,13 +660,13 @@ class _Flusher:
 
     def __init__(self, journal: _core.Journal | None) -> None:
         self._journal = journal
-        self._topics: set[Topic] = set()
-        self._resting: weakref.WeakKeyDictionary[Topic, float] = weakref.WeakKeyDictionary()  # since when
+        self._topics: set[TopicHandle] = set()
+        self._resting: weakref.WeakKeyDictionary[TopicHandle, float] = weakref.WeakKeyDictionary()  # since when
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
 
-    def add(self, topic: Topic) -> None:
+    def add(self, topic: TopicHandle) -> None:
         with self._condition:
             self._topics.add(topic)
             alive = self._thread is not None and self._thread.is_alive()  # ^C may have come while it was started
@@ -685,7 +686,7 @@ class _Flusher:
                 if self._stopping:
                     return
                 topics, self._topics = self._topics, set()
-            self._call(topics, Topic.flush_appended)
+            self._call(topics, TopicHandle.flush_appended)
             self._checkpoint()
             self._resting.update(dict.fromkeys(topics, time.monotonic()))
             self._note()
@@ -703,10 +704,10 @@ class _Flusher:
         topics = {topic for topic, since in self._resting.items() if since <= long_ago}
         for topic in topics:
             del self._resting[topic]
-        self._call(topics, Topic.note_durable)
+        self._call(topics, TopicHandle.note_durable)
 
     @staticmethod
-    def _call(topics: set[Topic], function: Callable[[Topic], None]) -> None:
+    def _call(topics: set[TopicHandle], function: Callable[[TopicHandle], None]) -> None:
         for topic in topics:
             try:
                 function(topic)
