@@ -143,7 +143,7 @@ class Consumer:
         self._callbacks = {"assigned": on_assigned, "revoked": on_revoked, "lost": on_lost}
         self._lock = threading.RLock()
         self._local = _core.Signal()
-        self._delivery = store.delivery
+        self._consuming = store.consuming
         self._topics: dict[str, Topic] = {}
         self._positions: dict[Key, int] = {}
         self._ends: dict[Key, int] = {}  # end offsets as they were when there was nothing to read
@@ -161,7 +161,7 @@ class Consumer:
             self._refresh_topics()
         else:
             self._join(group, member_timeout_ms, instance_id)
-        self._delivery.add(self)
+        self._consuming.add(self)
 
     def _join(self, group: str, timeout_ms: int, instance_id: str | None) -> None:
         notify = weakref.WeakMethod(self._notify)
@@ -173,7 +173,7 @@ class Consumer:
 
         self._membership = Membership(self._store, group, self._subscription, timeout_ms, instance_id, tell)
         self._membership.join()
-        self._delivery.heart.add(self._membership)
+        self._consuming.heart.add(self._membership)
         self._plan_commit()
 
     def __repr__(self) -> str:
@@ -443,7 +443,7 @@ class Consumer:
     def _wait(self, waits: list[tuple[_core.Topic, dict[int, int]]], seen: int, timeout_ms: float | None) -> None:
         watches = [(self._local, seen)]
         if self._membership is None:
-            watches.append((self._delivery.signal, self._topics_seen or 0))
+            watches.append((self._consuming.signal, self._topics_seen or 0))
             if self._store.mode == "r":
                 timeout_ms = _READER_WAIT_MS if timeout_ms is None else min(timeout_ms, _READER_WAIT_MS)
         given = [(core, list(ends), list(ends.values())) for core, ends in waits]
@@ -458,7 +458,7 @@ class Consumer:
     ) -> None:
         if self._membership is None and (self._store.mode == "r" or len(waits) == 0 or self._is_plural()):
             timeout_ms = _READER_WAIT_MS if timeout_ms is None else min(timeout_ms, _READER_WAIT_MS)
-        await self._delivery.waker.wait(waits, self._local, seen, None if timeout_ms is None else timeout_ms / 1000)
+        await self._consuming.waker.wait(waits, self._local, seen, None if timeout_ms is None else timeout_ms / 1000)
 
     def _notify(self) -> None:
         """The group changed, a commit is due, or somebody closes: ends waits and the fetch. Called by other threads."""
@@ -469,7 +469,7 @@ class Consumer:
 
     def _wake(self) -> None:
         self._local.set()
-        self._delivery.waker.nudge()
+        self._consuming.waker.nudge()
 
     # ---- topics and membership ----
 
@@ -483,7 +483,7 @@ class Consumer:
         self._check_open()
         member = self._membership
         if member is None:
-            if self._topics_seen != self._delivery.signal.count() or self._store.mode == "r":
+            if self._topics_seen != self._consuming.signal.count() or self._store.mode == "r":
                 self._refresh_topics()
             return
         if member.lost or member.stale:
@@ -494,7 +494,7 @@ class Consumer:
     def _refresh_topics(self) -> None:
         """Without a group: all partitions of all topics that are asked for."""
         first = self._topics_seen is None
-        self._topics_seen = self._delivery.signal.count()
+        self._topics_seen = self._consuming.signal.count()
         patterns = [wanted for wanted in self._subscription if groups.is_pattern(wanted)]
         if patterns:
             known = {topic.name: topic for topic in self._store.topics()}
@@ -705,7 +705,7 @@ class Consumer:
         if self._auto_commit and self._membership is not None:
             self._membership.commit_at_s = self._commit_at_s
             if self._commit_interval_s < 1:
-                self._delivery.heart.nudge()
+                self._consuming.heart.nudge()
 
     def _processed(self) -> dict[Key, int]:
         """Positions up to which everything is known to be processed: not what was handed out last."""
@@ -893,7 +893,7 @@ class Consumer:
             self._drop_fetch()
 
     def _leave(self, member: Membership, *, failed: bool) -> None:
-        self._delivery.heart.remove(member)
+        self._consuming.heart.remove(member)
         if self._store.closed or member.lost:
             return
         if self._auto_commit:
@@ -927,7 +927,7 @@ class Consumer:
 
     def __del__(self) -> None:
         if not self.closed and self._membership is not None:
-            self._delivery.heart.abandon(self._membership)
+            self._consuming.heart.abandon(self._membership)
 
 
 class _AsyncRecords:

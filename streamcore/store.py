@@ -42,7 +42,7 @@ from streamcore.topic_handle import TopicHandle
 
 if TYPE_CHECKING:
     from streamcore.consumer import Callback, Consumer, Isolation, Start
-    from streamcore.delivery import Delivery
+    from streamcore.consuming import Consuming
     from streamcore.groups import Group
     from streamcore.producer import Producer
     from streamcore.stats import StoreStats
@@ -114,7 +114,7 @@ class Store:
         self.journal = self._open_journal() if mode == "rw" else None
         self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
-        self._delivery: Delivery | None = None
+        self._consuming: Consuming | None = None
         self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S)
         self._producers: set[Producer] = set()
         self.closed = False
@@ -301,19 +301,19 @@ class Store:
         return groups.Group(self, name)
 
     @property
-    def delivery(self) -> Delivery:
+    def consuming(self) -> Consuming:
         """What the consumers of this store share; for modules of this package."""
-        from streamcore.delivery import Delivery
+        from streamcore.consuming import Consuming
 
         with self.lock:
             self.check_open()
-            if self._delivery is None:
-                self._delivery = Delivery(self)
-            return self._delivery
+            if self._consuming is None:
+                self._consuming = Consuming(self)
+            return self._consuming
 
     def topics_changed(self) -> None:
         """Tells the consumers of all processes that there are other topics or partitions."""
-        from streamcore.delivery import raise_signal
+        from streamcore.consuming import raise_signal
 
         raise_signal(self.path)
 
@@ -566,9 +566,9 @@ class Store:
         self._maintenance.stop()
         failures: list[BaseException] = []
         self._close_producers(failures)
-        delivery = self._delivery
-        if delivery is not None and not self.closed:
-            failures += delivery.close()  # while what consumers need is open
+        consuming = self._consuming
+        if consuming is not None and not self.closed:
+            failures += consuming.close()  # while what consumers need is open
         self._abort_transactions()
         with self.lock:
             if self.closed:
