@@ -41,10 +41,12 @@ from streamcore.topic import Topic
 from streamcore.topic_handle import TopicHandle
 
 if TYPE_CHECKING:
-    from streamcore.consumer import Callback, Consumer, Isolation, Start
+    from streamcore.consumer import Consumer
+    from streamcore.consumer_config import Isolation, Start
     from streamcore.consuming import Consuming
     from streamcore.groups import Group
     from streamcore.producer import Producer
+    from streamcore.rebalancing import Callback
     from streamcore.stats import StoreStats
     from streamcore.transactions import Coordinator, Transaction
 
