@@ -119,12 +119,11 @@ INHERITED = {"Producer": ("send",)}
 # Public only because the package's own classes call each other through them; as is what says "called by".
 PLUMBING = {
     "Producer": {"find_topic", "is_worker", "plan_topic", "raise_failures"},
-    "Store": {"check_open"},
+    "Store": {"check_open", "consuming"},
     "Topic": {
         "append_sealed",
         "durable_target",
         "folder",
-        "mark_unflushed",
         "note_appended",
         "open",
         "open_rewrite",

@@ -33,6 +33,7 @@ from streamcore.errors import (
 
 if TYPE_CHECKING:
     from streamcore._core import Record
+    from streamcore.appender import Span
     from streamcore.config import TopicConfig
     from streamcore.consumer import Consumer, ConsumerMetrics
     from streamcore.dead_letters import Backoff, Processed
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from streamcore.retention import Removed, RetentionReport
     from streamcore.rewriting import Rewritten
     from streamcore.scan import Scan, ScanMetrics
+    from streamcore.segments import Partition, Segment
     from streamcore.store import Digest, Problem, Store, open
-    from streamcore.topic import Partition, Segment, Span, Topic
+    from streamcore.topic import Topic
     from streamcore.transactions import Transaction
 
 __version__ = "0.1.0"
@@ -58,7 +60,7 @@ _HOMES = {
     "Processed": "dead_letters",
     "TopicPartition": "groups",
     "Digest": "store",
-    "Partition": "topic",
+    "Partition": "segments",
     "Problem": "store",
     "Producer": "producer",
     "Record": "_core",
@@ -67,8 +69,8 @@ _HOMES = {
     "Rewritten": "rewriting",
     "Scan": "scan",
     "ScanMetrics": "scan",
-    "Segment": "topic",
-    "Span": "topic",
+    "Segment": "segments",
+    "Span": "appender",
     "Store": "store",
     "Topic": "topic",
     "TopicConfig": "config",

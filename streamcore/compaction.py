@@ -27,7 +27,8 @@ from streamcore.schema import RECORD_COLUMNS
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
-    from streamcore.topic import Segment, Topic
+    from streamcore.segments import Segment
+    from streamcore.topic import Topic
 
 MEMORY_BYTES = 128 << 20
 _MEMORY_BYTES_MIN = 1536  # the smallest map: 64 entries

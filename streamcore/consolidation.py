@@ -15,7 +15,8 @@ from streamcore import _core
 from streamcore.rewriting import BATCH_BYTES, BATCH_ROWS, Pace, Rewritten, rewrite_arrow
 
 if TYPE_CHECKING:
-    from streamcore.topic import Segment, Topic
+    from streamcore.segments import Segment
+    from streamcore.topic import Topic
 
 WORTH_BATCHES = 4  # times as many batches as there must be: then rewriting pays
 _settled: weakref.WeakKeyDictionary[Topic, set[tuple[int, int, int, str]]] = weakref.WeakKeyDictionary()

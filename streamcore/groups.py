@@ -182,6 +182,11 @@ def is_pattern(wanted: str) -> bool:
     return any(character in wanted for character in "*?[/")
 
 
+def is_plural(subscription: list[str]) -> bool:
+    """Whether it may be of several topics."""
+    return len(subscription) > 1 or is_pattern(subscription[0])
+
+
 def matching(subscription: list[str], names: Mapping[str, Any]) -> set[str]:
     """Those of the names that a subscription asks for."""
     found = {name for name in subscription if name in names}

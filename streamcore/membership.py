@@ -62,14 +62,14 @@ class Membership:
         catalog.ensure_tables(groups.TABLES)
         with catalog.changing(durable=False) as connection:
             groups.join(connection, self.group, self.id, self._subscription, self.timeout_ms, self.instance)
-        self._store.delivery.signal.set()
+        self._store.consuming.signal.set()
 
     def leave(self) -> None:
         """Ends the membership; its partitions are free at once."""
         with self._store.catalog.changing(durable=False) as connection:
             left = groups.leave(connection, self.group, self.id)
         if left:
-            self._store.delivery.signal.set()
+            self._store.consuming.signal.set()
 
     def share(self) -> groups.Share | None:
         """What this member has and shall have. None: the group has forgotten it."""
@@ -85,7 +85,7 @@ class Membership:
         """Frees what this member shall not have any more."""
         with self._store.catalog.changing(durable=False) as connection:
             groups.give_up(connection, self.group, self.id)
-        self._store.delivery.signal.set()
+        self._store.consuming.signal.set()
 
     def take(self) -> tuple[dict[Key, bool], dict[Key, groups.CommittedOffset]]:
         """Takes what is free and its own; also all committed offsets of the group."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from streamcore.errors import OffsetOutOfRangeError
 
 if TYPE_CHECKING:
-    from streamcore.topic import Segment, Topic
+    from streamcore.segments import Segment
+    from streamcore.topic import Topic
 
 FUTURE_MS_MAX = 24 * 3600 * 1000
 _log = logging.getLogger("streamcore.retention")

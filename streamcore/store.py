@@ -38,12 +38,15 @@ from streamcore.errors import (
 )
 from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
+from streamcore.topic_handle import TopicHandle
 
 if TYPE_CHECKING:
-    from streamcore.consumer import Callback, Consumer, Isolation, Start
-    from streamcore.delivery import Delivery
+    from streamcore.consumer import Consumer
+    from streamcore.consumer_config import Isolation, Start
+    from streamcore.consuming import Consuming
     from streamcore.groups import Group
     from streamcore.producer import Producer
+    from streamcore.rebalancing import Callback
     from streamcore.stats import StoreStats
     from streamcore.transactions import Coordinator, Transaction
 
@@ -113,7 +116,7 @@ class Store:
         self.journal = self._open_journal() if mode == "rw" else None
         self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
-        self._delivery: Delivery | None = None
+        self._consuming: Consuming | None = None
         self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S)
         self._producers: set[Producer] = set()
         self.closed = False
@@ -300,19 +303,19 @@ class Store:
         return groups.Group(self, name)
 
     @property
-    def delivery(self) -> Delivery:
+    def consuming(self) -> Consuming:
         """What the consumers of this store share; for modules of this package."""
-        from streamcore.delivery import Delivery
+        from streamcore.consuming import Consuming
 
         with self.lock:
             self.check_open()
-            if self._delivery is None:
-                self._delivery = Delivery(self)
-            return self._delivery
+            if self._consuming is None:
+                self._consuming = Consuming(self)
+            return self._consuming
 
     def topics_changed(self) -> None:
         """Tells the consumers of all processes that there are other topics or partitions."""
-        from streamcore.delivery import raise_signal
+        from streamcore.consuming import raise_signal
 
         raise_signal(self.path)
 
@@ -528,14 +531,14 @@ class Store:
         for topic in topics:
             topic.flush_appended()
 
-    def note_unflushed(self, topic: Topic) -> None:
+    def note_unflushed(self, handle: TopicHandle) -> None:
         """Has a topic flushed in the background within a second; called by appends."""
-        topic.mark_unflushed()
+        handle.mark_unflushed()
         try:
-            self._flusher.add(topic)
+            self._flusher.add(handle)
             self._maintenance.start()
         except BaseException:  # ^C, or no more threads: the next append asks again
-            topic.mark_unflushed(False)
+            handle.mark_unflushed(False)
             raise
 
     def check_open(self) -> None:
@@ -565,9 +568,9 @@ class Store:
         self._maintenance.stop()
         failures: list[BaseException] = []
         self._close_producers(failures)
-        delivery = self._delivery
-        if delivery is not None and not self.closed:
-            failures += delivery.close()  # while what consumers need is open
+        consuming = self._consuming
+        if consuming is not None and not self.closed:
+            failures += consuming.close()  # while what consumers need is open
         self._abort_transactions()
         with self.lock:
             if self.closed:
@@ -659,13 +662,13 @@ class _Flusher:
 
     def __init__(self, journal: _core.Journal | None) -> None:
         self._journal = journal
-        self._topics: set[Topic] = set()
-        self._resting: weakref.WeakKeyDictionary[Topic, float] = weakref.WeakKeyDictionary()  # since when
+        self._topics: set[TopicHandle] = set()
+        self._resting: weakref.WeakKeyDictionary[TopicHandle, float] = weakref.WeakKeyDictionary()  # since when
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
 
-    def add(self, topic: Topic) -> None:
+    def add(self, topic: TopicHandle) -> None:
         with self._condition:
             self._topics.add(topic)
             alive = self._thread is not None and self._thread.is_alive()  # ^C may have come while it was started
@@ -685,7 +688,7 @@ class _Flusher:
                 if self._stopping:
                     return
                 topics, self._topics = self._topics, set()
-            self._call(topics, Topic.flush_appended)
+            self._call(topics, TopicHandle.flush_appended)
             self._checkpoint()
             self._resting.update(dict.fromkeys(topics, time.monotonic()))
             self._note()
@@ -703,10 +706,10 @@ class _Flusher:
         topics = {topic for topic, since in self._resting.items() if since <= long_ago}
         for topic in topics:
             del self._resting[topic]
-        self._call(topics, Topic.note_durable)
+        self._call(topics, TopicHandle.note_durable)
 
     @staticmethod
-    def _call(topics: set[Topic], function: Callable[[Topic], None]) -> None:
+    def _call(topics: set[TopicHandle], function: Callable[[TopicHandle], None]) -> None:
         for topic in topics:
             try:
                 function(topic)

@@ -43,8 +43,9 @@ from streamcore.producer_ids import take_producer_id
 
 if TYPE_CHECKING:
     from streamcore.append import Producer
+    from streamcore.appender import Span, Target
     from streamcore.store import Store
-    from streamcore.topic import Span, Topic
+    from streamcore.topic import Topic
 
 _EPOCH_MAX = (1 << 15) - 2  # one more, with which the last one is fenced, is an epoch as well
 _TIMEOUT_MS_MAX = 1 << 50
@@ -533,7 +534,7 @@ class _Writer:
         self.sequences: dict[Place, int] = {}  # the next one, of places that have records
         self.appending = False  # since it was last set to False
 
-    def claim(self, topic: Topic, partitions: list[int]) -> None:
+    def claim(self, topic: Target, partitions: list[int]) -> None:
         """Makes sure that the partitions will have a marker."""
         if topic.store is not self._store:
             raise ValueError(f"topic {topic.name!r} is of another store object than the transaction")
@@ -543,11 +544,11 @@ class _Writer:
             self.claimed |= new
         self.appending = True
 
-    def producer(self, topic: Topic, partition: int) -> Producer:
+    def producer(self, topic: Target, partition: int) -> Producer:
         """For the headers of the next append."""
         return self.producer_id, self.epoch, self.sequences.get((topic.id, partition), 0), True
 
-    def appended(self, topic: Topic, partition: int, count: int) -> None:
+    def appended(self, topic: Target, partition: int, count: int) -> None:
         """Counts the sequence on."""
         place = topic.id, partition
         self.sequences[place] = (self.sequences.get(place, 0) + count) & _SEQUENCE_MAX

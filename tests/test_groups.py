@@ -324,7 +324,7 @@ def test_a_member_taken_for_dead_is_fenced_and_joins_anew(store: sc.Store, wait_
         groups.leave(connection, "g", old or "")
     with pytest.raises(sc.FencedError, match="is not in group 'g' any more"):
         consumer.commit()
-    store.delivery.signal.set()
+    store.consuming.signal.set()
     wait_until(lambda: consumer.poll(0) != [] or consumer.member_id != old)
     assert lost == [("clicks", 0), ("clicks", 1)]
     consumer.commit()
@@ -337,7 +337,7 @@ def test_a_member_without_heartbeats_is_forgotten_after_its_timeout(store: sc.St
     living = store.consumer("clicks", group="g", member_timeout_ms=300)
     with store.catalog.changing() as connection:
         groups.join(connection, "g", "dead", ["clicks"], 300)
-    store.delivery.signal.set()
+    store.consuming.signal.set()
     wait_until(lambda: living.poll(0) == [] and len(living.assignment) == 1)
     wait_until(lambda: living.poll(0) == [] and len(living.assignment) == 2)
     assert [member.id for member in store.group("g").members()] == [living.member_id]
@@ -383,7 +383,7 @@ def test_a_static_member_comes_back_without_a_rebalance(store: sc.Store) -> None
     assert twin.assignment == assignment
     with pytest.raises(sc.FencedError):
         back.commit()
-    store.delivery.signal.set()
+    store.consuming.signal.set()
     deadline = time.monotonic() + 20
     with pytest.raises(sc.FencedError, match="'one'"):
         while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIGNAL_NAME = "signal"
 
 
-class Delivery:
+class Consuming:
     """The consumers of a store that this process has open, and what they share."""
 
     def __init__(self, store: Store) -> None:
