@@ -55,6 +55,14 @@ static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_err
     return code;
 }
 
+/* The same of records up to `end_offset`, unless they were deleted meanwhile, and the file with them: then *there is false. */
+static int sync_records(sc_partition *partition, const sc_segment *segment, int64_t end_offset, bool *there, sc_error *error)
+{
+    int code = sync_bytes(partition, segment, error);
+    *there = code != SC_OS || error->number != ENOENT || !sc_partition_is_deleted_below(partition, end_offset);
+    return *there ? code : SC_OK;
+}
+
 /* Where the end marker of a sealed segment must be: behind its last batch of any kind; -1: it cannot be read. */
 static int64_t find_marker(sc_mapping *mapping, int64_t position)
 {
@@ -120,6 +128,19 @@ static void save_index(sc_partition *partition, sc_segment *segment, const sc_ta
         sc_index_save(segment, tail->end_position);
 }
 
+/* There is no segment for an offset. Had its records been deleted since the caller's tail was read, its file was removed after
+ * a sync of all that lay before the note: moves to the records that are left. */
+static int pass_deleted(sc_partition *partition, int64_t *offset, sc_error *error)
+{
+    sc_tail now;
+    int code = sc_partition_tail(partition, &now, error);
+    if (code == SC_OK && now.start_offset <= *offset)
+        return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
+                       (long long)*offset);
+    *offset = now.start_offset;
+    return code;
+}
+
 /* Begins with the last durable record: when its segment was sealed since, the marker is not synced nor the tail cut. */
 static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error *error)
 {
@@ -130,26 +151,23 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
         int64_t next_base;
         int code = sc_partition_find(partition, tail, offset, &segment, &next_base, error);
         if (code == SC_OK && segment == NULL)
-            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
-                           (long long)offset);
+            code = pass_deleted(partition, &offset, error);
         if (code != SC_OK)
             return code;
-        bool active = next_base < 0;
-        code = sync_bytes(partition, segment, error);
-        if (code == SC_OS && error->number == ENOENT && !active && sc_partition_is_deleted_below(partition, next_base)) {
-            sc_segment_release(segment);
-            offset = next_base;
+        if (segment == NULL)
             continue;
-        }
-        new_names = new_names || tail->durable_offset <= segment->base_offset;
-        if (code == SC_OK && active)
+        bool active = next_base < 0, there;
+        int64_t end_offset = active ? tail->end_offset : next_base;
+        code = sync_records(partition, segment, end_offset, &there, error);
+        new_names = new_names || (there && tail->durable_offset <= segment->base_offset);
+        if (code == SC_OK && there && active)
             save_index(partition, segment, tail);
-        else if (code == SC_OK)
+        else if (code == SC_OK && there)
             finish_sealed(partition, tail, segment->base_offset, next_base);
         sc_segment_release(segment);
         if (code != SC_OK)
             return code;
-        offset = active ? tail->end_offset : next_base;
+        offset = end_offset;
     }
     return new_names ? sync_names(partition, tail->durable_offset <= tail->start_offset, error) : SC_OK;
 }
@@ -158,9 +176,10 @@ int sc_partition_sync_active(sc_partition *partition, const sc_tail *tail, sc_er
 {
     sc_segment *segment;
     int64_t next_base;
+    bool there;
     int code = sc_partition_find(partition, tail, tail->segment_base, &segment, &next_base, error);
     if (code == SC_OK && segment != NULL)
-        code = sync_bytes(partition, segment, error);
+        code = sync_records(partition, segment, tail->end_offset, &there, error);
     sc_segment_release(segment);
     return code == SC_OK ? sync_names(partition, true, error) : code;
 }
@@ -169,11 +188,13 @@ int sc_partition_sync_sealed(sc_partition *partition, const sc_tail *tail, int64
 {
     sc_segment *segment;
     int64_t next_base;
+    bool there = false;
     int code = sc_partition_find(partition, tail, base_offset, &segment, &next_base, error);
     if (code != SC_OK || segment == NULL)
         return code;
-    code = next_base < 0 ? SC_OK : sync_bytes(partition, segment, error);
-    if (code == SC_OK && next_base >= 0)
+    if (next_base >= 0)
+        code = sync_records(partition, segment, next_base, &there, error);
+    if (code == SC_OK && there)
         finish_sealed(partition, tail, base_offset, next_base);
     sc_segment_release(segment);
     return code;

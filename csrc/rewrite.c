@@ -40,6 +40,13 @@ static int fail_unfit(sc_rewrite *self, int64_t base_offset, sc_error *error)
     return SC_RANGE;
 }
 
+/* A segment whose file was removed, because its records were deleted meanwhile. */
+static bool is_deleted(sc_rewrite *self, int code, const sc_error *error, int64_t end_offset)
+{
+    return code == SC_OS && error->number == ENOENT && end_offset >= 0 &&
+           sc_partition_is_deleted_below(self->partition, end_offset);
+}
+
 static int find_source(sc_rewrite *self, int64_t base_offset, sc_error *error)
 {
     sc_partition *partition = self->partition;
@@ -51,6 +58,10 @@ static int find_source(sc_rewrite *self, int64_t base_offset, sc_error *error)
     if (code == SC_OK)
         code = sc_partition_open(partition, &self->tail, base_offset, &self->segment, &self->end_offset, &self->mapping,
                                  error);
+    if (is_deleted(self, code, error, self->end_offset)) {
+        (void)sc_partition_tail(partition, &self->tail, error);
+        return fail_unfit(self, base_offset, error);
+    }
     if (code != SC_OK)
         return code;
     if (self->segment == NULL || self->segment->base_offset != base_offset || self->end_offset < 0 ||
@@ -190,6 +201,8 @@ static int find_aborts(sc_rewrite *self, sc_error *error)
             return code;
         if (code == SC_OK)
             code = find_aborts_in(self, segment, sc_tail_end_in(&tail, segment, mapping), mapping, error);
+        else if (is_deleted(self, code, error, next_base))
+            code = SC_OK; /* and so is this one: it takes nobody's place */
         sc_mapping_release(mapping);
         sc_segment_release(segment);
         offset = next_base < 0 ? self->tail.end_offset : next_base;

@@ -388,6 +388,46 @@ static void make_one_batch_of_them(void)
     consolidate(writer, 0);
 }
 
+static void writer_replaces_and_deletes(void)
+{
+    sc_removal removal;
+    sc_error error;
+    replace_all(writer);
+    CHECK_OK(sc_partition_delete_before(writer, 0, END + MORE, &removal, &error), error);
+    CHECK(removal.segments >= 2);
+}
+
+/* Who comes too late for a record is told so, however he knew of it. */
+static void test_a_reader_is_told_of_deleted_records_whenever_they_go(void)
+{
+    int reads = 0, refusals = 0;
+    for (int call = 1, happened = true; happened; call++) {
+        sc_range range = {0, 0, END};
+        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
+                                   .max_timestamp = INT64_MAX, .limit = -1, .verify = true, .committed = call % 2 != 0};
+        sc_scan *scan;
+        sc_batch batch;
+        sc_error error;
+        int code;
+        writer = make_log();
+        sc_topic *topic = topic_open_with(path, false, SEGMENT);
+        hook_calls(writer_replaces_and_deletes, call);
+        CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
+        while ((code = sc_scan_next(scan, &batch, &error)) == SC_OK)
+            ;
+        happened = unhook();
+        if (code != SC_END && code != SC_RANGE)
+            CHECK_OK(code, error);
+        reads += code == SC_END;
+        refusals += code == SC_RANGE;
+        sc_scan_free(scan);
+        topic_close(topic);
+        topic_close(writer);
+        folder_remove(path);
+    }
+    CHECK(reads > 0 && refusals > 0);
+}
+
 /* The end of the log in the old file is a place inside the first batch of the new one. */
 static void test_the_end_of_the_old_file_is_no_place_in_the_new_one(void)
 {
@@ -466,30 +506,39 @@ static void roll_and_flush(sc_topic *topic)
     roll(topic);
 }
 
+static void sweep_flushing(void (*flushes)(sc_topic *), void (*happens)(void))
+{
+    bool happened = true, deletes = happens == writer_replaces_and_deletes;
+    for (int call = 1; happened; call++) {
+        writer = make_log();
+        sc_topic *topic = topic_open_with(path, true, SEGMENT);
+        hook_calls(happens, call);
+        flushes(topic);
+        happened = unhook();
+        verify(topic);
+        topic_close(topic);
+        verify(writer);
+        topic_close(writer);
+        topic = topic_open_with(path, true, SEGMENT);
+        verify(topic);
+        if (!deletes)
+            read_committed(topic);
+        topic_close(topic);
+        folder_remove(path);
+    }
+}
+
 /* Another handle syncs, finishes and cuts a segment that is replaced meanwhile: the new one stays whole. */
 static void test_who_flushes_harms_no_segment_that_was_replaced(void)
 {
-    void (*const flushes[])(sc_topic *) = {flush, roll_and_flush};
-    for (int i = 0; i < 2; i++) {
-        bool happened = true;
-        for (int call = 1; happened; call++) {
-            writer = make_log();
-            sc_topic *topic = topic_open_with(path, true, SEGMENT);
-            hook_calls(writer_replaces_all, call);
-            flushes[i](topic);
-            happened = unhook();
-            read_committed(topic);
-            verify(topic);
-            topic_close(topic);
-            verify(writer);
-            topic_close(writer);
-            topic = topic_open_with(path, true, SEGMENT);
-            read_committed(topic);
-            verify(topic);
-            topic_close(topic);
-            folder_remove(path);
-        }
-    }
+    sweep_flushing(flush, writer_replaces_all);
+    sweep_flushing(roll_and_flush, writer_replaces_all);
+}
+
+static void test_who_flushes_misses_no_segment_that_was_deleted(void)
+{
+    sweep_flushing(flush, writer_replaces_and_deletes);
+    sweep_flushing(roll_and_flush, writer_replaces_and_deletes);
 }
 
 int main(int argc, char **argv)
@@ -497,8 +546,10 @@ int main(int argc, char **argv)
     RUN(test_the_end_of_the_old_file_is_no_place_in_the_new_one);
     RUN(test_a_reader_finds_all_records_whenever_segments_are_sealed_and_replaced);
     RUN(test_so_does_a_handle_that_may_write);
+    RUN(test_a_reader_is_told_of_deleted_records_whenever_they_go);
     RUN(test_so_does_a_reader_that_finds_the_end_of_the_log_itself_while_a_writer_comes);
     RUN(test_between_the_renaming_and_the_word_of_it_readers_mix_no_two_files);
     RUN(test_who_flushes_harms_no_segment_that_was_replaced);
+    RUN(test_who_flushes_misses_no_segment_that_was_deleted);
     return 0;
 }
