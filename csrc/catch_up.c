@@ -59,13 +59,13 @@ static bool find_batch_before(sc_partition *partition, const sc_tail *tail, int6
     sc_segment *segment;
     sc_mapping *mapping;
     sc_error unused;
+    sc_tail now = *tail;
     int64_t next_base, at, nothing = 0;
     bool found = false;
-    if (offset <= 0 || sc_partition_find(partition, tail, offset - 1, &segment, &next_base, &unused) != SC_OK ||
-        segment == NULL)
+    if (offset <= 0)
         return false;
-    if (sc_partition_map(partition, segment, tail, &mapping, &unused) == SC_OK) {
-        int64_t end = segment->base_offset == tail->segment_base ? tail->end_position : mapping->size;
+    if (sc_partition_open(partition, &now, offset - 1, &segment, &next_base, &mapping, &unused) == SC_OK && segment != NULL) {
+        int64_t end = sc_tail_end_in(&now, segment, mapping);
         int64_t position = sc_segment_seek(segment, mapping, offset - 1, end, &at);
         while (at < offset && !found) {
             sc_look look = sc_segment_look(mapping, position, end, false, &nothing);
@@ -291,18 +291,15 @@ static void seek(walker *self)
 
 static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
 {
-    sc_error unused;
     bool active = next_base < 0;
-    int code = sc_partition_map(self->partition, self->segment, tail, &self->mapping, &unused);
-    if (code == SC_OK) {
+    int code = SC_OK;
+    if (self->mapping != NULL) {
         self->end = active ? tail->end_position : self->mapping->size;
         seek(self);
         code = walk_batches(self);
-        sc_mapping_release(self->mapping);
         self->state->segment_base = self->segment->base_offset;
         self->state->position = self->position;
-    } else {
-        code = SC_OK; /* who reads it is told */
+    } else { /* who reads it is told */
         self->damaged = true;
     }
     int64_t reached = active ? tail->end_offset : next_base;
@@ -346,6 +343,7 @@ static void expire(sc_partition *partition, int64_t now_ms)
 int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error *error)
 {
     walker self = {.partition = partition, .now_ms = sc_os.now_ms(), .error = error};
+    sc_tail now = *tail; /* and so it stays, under the lock */
     int code = SC_OK;
     if (partition->producers == NULL || partition->producers->offset > tail->end_offset)
         code = begin(partition, tail, error);
@@ -354,14 +352,16 @@ int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error
         int64_t next_base, offset = self.state->offset > tail->start_offset ? self.state->offset : tail->start_offset;
         if (offset >= tail->end_offset)
             break;
-        code = sc_partition_find(partition, tail, offset, &self.segment, &next_base, error);
+        code = sc_partition_open(partition, &now, offset, &self.segment, &next_base, &self.mapping, error);
         if (code == SC_OK && self.segment == NULL)
             code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld",
                            (unsigned)partition->number, (long long)offset);
-        if (code == SC_OK)
-            code = walk_segment(&self, tail, next_base);
+        else if (self.segment != NULL)
+            code = walk_segment(&self, &now, next_base);
+        sc_mapping_release(self.mapping);
         sc_segment_release(self.segment);
         self.segment = NULL;
+        self.mapping = NULL;
     }
     if (code == SC_OK)
         expire(partition, self.now_ms);

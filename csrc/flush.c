@@ -55,39 +55,36 @@ static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_err
     return code;
 }
 
-/* Where the end marker of a sealed segment must be: behind its last batch of any kind; -1: it cannot be read. */
-static int64_t find_marker(sc_partition *partition, sc_segment *segment, int64_t position)
+/* The same of records up to `end_offset`, unless they were deleted meanwhile, and the file with them: then *there is false. */
+static int sync_records(sc_partition *partition, const sc_segment *segment, int64_t end_offset, bool *there, sc_error *error)
 {
-    sc_mapping *mapping;
-    sc_error error;
+    int code = sync_bytes(partition, segment, error);
+    *there = code != SC_OS || error->number != ENOENT || !sc_partition_is_deleted_below(partition, end_offset);
+    return *there ? code : SC_OK;
+}
+
+/* Where the end marker of a sealed segment must be: behind its last batch of any kind; -1: it cannot be read. */
+static int64_t find_marker(sc_mapping *mapping, int64_t position)
+{
     int64_t nothing = 0;
-    if (sc_segment_map(segment, 0, atomic_load(&partition->topic->layouts), partition->number, &mapping, &error) != SC_OK)
-        return -1;
     sc_look look = sc_segment_look(mapping, position, mapping->size, false, &nothing);
     while (look.state == SC_BATCH_GOOD && look.header.record_count == 0) {
         position += look.header.total_size;
         look = sc_segment_look(mapping, position, mapping->size, false, &nothing);
     }
-    sc_mapping_release(mapping);
     return look.state == SC_BATCH_MARKER ? position : -1;
 }
 
 /* Has the aborted transactions of a sealed segment noted beside it, while its headers are in the cache. */
-static void note_aborted(sc_partition *partition, sc_segment *segment)
+static void note_aborted(sc_segment *segment, sc_mapping *mapping)
 {
-    sc_mapping *mapping;
     sc_error unused;
     bool decided, aborted;
-    if (sc_segment_map(segment, 0, atomic_load(&partition->topic->layouts), partition->number, &mapping, &unused) != SC_OK)
-        return;
     (void)sc_segment_is_aborted(segment, mapping, mapping->size, true, true, SC_NO_PRODUCER, 0, &decided, &aborted,
                                 &unused);
-    sc_mapping_release(mapping);
 }
 
-/* A sealed segment is synced now: its index becomes final and its preallocated tail goes. Neither is needed for
- * anything but time and space, so failures are passed over. */
-static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t end_offset)
+static void finish_mapped(sc_partition *partition, sc_segment *segment, sc_mapping *mapping, int64_t end_offset)
 {
     sc_summary summary;
     sc_error unused;
@@ -95,8 +92,8 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     if (sc_partition_summarize(partition, segment, 0, end_offset, true, &summary, &unused) != SC_OK)
         return;
     if (summary.transactional)
-        note_aborted(partition, segment);
-    int64_t marker = find_marker(partition, segment, summary.size);
+        note_aborted(segment, mapping);
+    int64_t marker = find_marker(mapping, summary.size);
     int fd = marker < 0 ? -1 : sc_os.open(segment->path, SC_OPEN_WRITE);
     if (fd < 0)
         return;
@@ -104,6 +101,44 @@ static void finish_sealed(sc_partition *partition, sc_segment *segment, int64_t 
     if (sc_os.stat(fd, &stat) == 0 && stat.size > size && sc_segment_is_of(segment, &stat))
         (void)sc_os.truncate(fd, size);
     sc_os.close(fd);
+}
+
+/* A sealed segment is synced now: its index becomes final and its preallocated tail goes. Neither is needed for
+ * anything but time and space, so failures are passed over. */
+static void finish_sealed(sc_partition *partition, const sc_tail *tail, int64_t base_offset, int64_t end_offset)
+{
+    sc_tail now = *tail;
+    sc_segment *segment;
+    sc_mapping *mapping;
+    sc_error unused;
+    int64_t next_base;
+    int code = sc_partition_open(partition, &now, base_offset, &segment, &next_base, &mapping, &unused);
+    if (code == SC_OK && segment != NULL && segment->base_offset == base_offset && next_base == end_offset)
+        finish_mapped(partition, segment, mapping, end_offset);
+    sc_mapping_release(mapping);
+    sc_segment_release(segment);
+}
+
+/* Keeps the index entries of the active segment, unless it was sealed meanwhile: then the file may be another one. */
+static void save_index(sc_partition *partition, sc_segment *segment, const sc_tail *tail)
+{
+    sc_tail now;
+    sc_error unused;
+    if (sc_partition_tail(partition, &now, &unused) == SC_OK && now.segment_base == segment->base_offset)
+        sc_index_save(segment, tail->end_position);
+}
+
+/* There is no segment for an offset. Had its records been deleted since the caller's tail was read, its file was removed after
+ * a sync of all that lay before the note: moves to the records that are left. */
+static int pass_deleted(sc_partition *partition, int64_t *offset, sc_error *error)
+{
+    sc_tail now;
+    int code = sc_partition_tail(partition, &now, error);
+    if (code == SC_OK && now.start_offset <= *offset)
+        return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
+                       (long long)*offset);
+    *offset = now.start_offset;
+    return code;
 }
 
 /* Begins with the last durable record: when its segment was sealed since, the marker is not synced nor the tail cut. */
@@ -116,26 +151,23 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
         int64_t next_base;
         int code = sc_partition_find(partition, tail, offset, &segment, &next_base, error);
         if (code == SC_OK && segment == NULL)
-            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)partition->number,
-                           (long long)offset);
+            code = pass_deleted(partition, &offset, error);
         if (code != SC_OK)
             return code;
-        bool active = next_base < 0;
-        code = sync_bytes(partition, segment, error);
-        if (code == SC_OS && error->number == ENOENT && !active && sc_partition_is_deleted_below(partition, next_base)) {
-            sc_segment_release(segment);
-            offset = next_base;
+        if (segment == NULL)
             continue;
-        }
-        new_names = new_names || tail->durable_offset <= segment->base_offset;
-        if (code == SC_OK && active)
-            sc_index_save(segment, tail->end_position);
-        else if (code == SC_OK)
-            finish_sealed(partition, segment, next_base);
+        bool active = next_base < 0, there;
+        int64_t end_offset = active ? tail->end_offset : next_base;
+        code = sync_records(partition, segment, end_offset, &there, error);
+        new_names = new_names || (there && tail->durable_offset <= segment->base_offset);
+        if (code == SC_OK && there && active)
+            save_index(partition, segment, tail);
+        else if (code == SC_OK && there)
+            finish_sealed(partition, tail, segment->base_offset, next_base);
         sc_segment_release(segment);
         if (code != SC_OK)
             return code;
-        offset = active ? tail->end_offset : next_base;
+        offset = end_offset;
     }
     return new_names ? sync_names(partition, tail->durable_offset <= tail->start_offset, error) : SC_OK;
 }
@@ -144,9 +176,10 @@ int sc_partition_sync_active(sc_partition *partition, const sc_tail *tail, sc_er
 {
     sc_segment *segment;
     int64_t next_base;
+    bool there;
     int code = sc_partition_find(partition, tail, tail->segment_base, &segment, &next_base, error);
     if (code == SC_OK && segment != NULL)
-        code = sync_bytes(partition, segment, error);
+        code = sync_records(partition, segment, tail->end_offset, &there, error);
     sc_segment_release(segment);
     return code == SC_OK ? sync_names(partition, true, error) : code;
 }
@@ -155,12 +188,14 @@ int sc_partition_sync_sealed(sc_partition *partition, const sc_tail *tail, int64
 {
     sc_segment *segment;
     int64_t next_base;
+    bool there = false;
     int code = sc_partition_find(partition, tail, base_offset, &segment, &next_base, error);
     if (code != SC_OK || segment == NULL)
         return code;
-    code = next_base < 0 ? SC_OK : sync_bytes(partition, segment, error);
-    if (code == SC_OK && next_base >= 0)
-        finish_sealed(partition, segment, next_base);
+    if (next_base >= 0)
+        code = sync_records(partition, segment, next_base, &there, error);
+    if (code == SC_OK && there)
+        finish_sealed(partition, tail, base_offset, next_base);
     sc_segment_release(segment);
     return code;
 }

@@ -106,6 +106,7 @@ void sc_index_load(sc_segment *segment)
     if (segment->index_loaded)
         return;
     segment->index_loaded = true;
+    sc_segment_bind(segment); /* first: who replaces the file removes its index before, so no new file has the old index */
     char path[SC_PATH_MAX + 16];
     index_path(segment, path, sizeof path, "");
     int fd = sc_os.open(path, SC_OPEN_READ);

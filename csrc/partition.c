@@ -60,15 +60,37 @@ static int recover_and_publish(sc_partition *partition, sc_slot *slot, sc_tail *
     return code;
 }
 
+/* The tail that writers have published; false: there is none that can be believed. */
+static bool published_tail(sc_partition *partition, sc_tail *tail)
+{
+    sc_state *state = &partition->topic->state;
+    return sc_state_is_live(state, partition->number) && sc_slot_read(sc_state_slot(state, partition->number), tail);
+}
+
+/* The file number of a tail that a reader finds now: it tells how many segments had been replaced. */
+static int64_t found_number(sc_partition *partition)
+{
+    sc_state *state = &partition->topic->state;
+    if (!sc_state_has_slot(state, partition->number))
+        return -1;
+    return -1 - (int64_t)atomic_load(&sc_state_slot(state, partition->number)->rewrites);
+}
+
 int sc_partition_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
 {
     sc_state *state = &partition->topic->state;
-    sc_slot *slot = state->data == NULL ? NULL : sc_state_slot(state, partition->number);
-    if (slot != NULL && sc_state_is_live(state, partition->number) && sc_slot_read(slot, tail))
+    if (published_tail(partition, tail))
         return SC_OK;
     if (state->writable)
-        return recover_and_publish(partition, slot, tail, error);
-    return sc_partition_recover(partition, false, tail, error);
+        return recover_and_publish(partition, sc_state_slot(state, partition->number), tail, error);
+    sc_tail published;
+    int64_t number = found_number(partition); /* before: what is replaced while we look makes the tail an old one */
+    int code = sc_partition_recover(partition, false, tail, error);
+    tail->file_number = number;
+    if (!published_tail(partition, &published))
+        return code;
+    *tail = published; /* a writer came meanwhile: files may have grown, or been cut or replaced, while we looked at them */
+    return SC_OK;
 }
 
 /* ---- the list of segments ---------------------------------------------------------------------------------- */
@@ -151,10 +173,27 @@ static int take_list(sc_partition *partition, const name_list *list, const char 
     return SC_OK;
 }
 
+/* Where another process, or another part of this one, has replaced segments by others of their names. */
+static void forget_rewritten(sc_partition *partition)
+{
+    sc_state *state = &partition->topic->state;
+    if (!sc_state_has_slot(state, partition->number))
+        return;
+    uint32_t rewrites = atomic_load(&sc_state_slot(state, partition->number)->rewrites);
+    if (rewrites == partition->rewrites)
+        return;
+    partition->rewrites = rewrites;
+    for (int64_t i = 0; i < partition->segment_count; i++)
+        sc_segment_release(partition->segments[i]);
+    partition->segment_count = 0;
+    partition->listed = false;
+}
+
 static int list_locked(sc_partition *partition, sc_error *error)
 {
     char folder[SC_PATH_MAX];
     name_list list = {0};
+    forget_rewritten(partition);
     int code = sc_partition_folder(partition, folder, error);
     if (code == SC_OK && sc_os.list(folder, take_name, &list) != 0 && errno != ENOENT)
         code = sc_fail_os(error, "cannot list a partition's segments", folder);
@@ -200,20 +239,78 @@ int sc_partition_add_segment(sc_partition *partition, int64_t previous_base, int
     return code;
 }
 
-int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
-                     sc_error *error)
+/* Takes an object whose file lost its name out of the list, unless another one is there already. */
+static void forget_object(sc_partition *partition, const sc_segment *segment)
 {
-    int64_t size = 0;
-    if (segment->base_offset == tail->segment_base) {
-        size = sc_topic_settings_read(partition->topic).segment_bytes;
-        size = size > tail->allocated ? size : tail->allocated;
-    }
+    pthread_mutex_lock(&partition->list_mutex);
+    bool listed = known_segment(partition, segment->base_offset) == segment;
+    pthread_mutex_unlock(&partition->list_mutex);
+    if (listed)
+        sc_partition_forget(partition, segment->base_offset);
+}
+
+static int map_up_to(sc_partition *partition, sc_segment *segment, int64_t size, sc_mapping **mapping, sc_error *error)
+{
     if (segment->runs != NULL && sc_state_is_live(&partition->topic->state, partition->number)) {
         pthread_mutex_lock(&segment->mutex);
         segment->runs = NULL; /* a writer has replayed: the file has them, and goes on */
         pthread_mutex_unlock(&segment->mutex);
     }
-    return sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
+    int code = sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
+    if (code == SC_STALE)
+        forget_object(partition, segment);
+    return code;
+}
+
+int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping, sc_error *error)
+{
+    int64_t size = active ? sc_topic_settings_read(partition->topic).segment_bytes : 0;
+    return map_up_to(partition, segment, size, mapping, error);
+}
+
+/* What a tail says of its active segment is true of one file. Only a sealed segment is replaced, and its successor is
+ * published before: so while the log goes on in the same segment, what was mapped before is that file. When no writer has
+ * the topic open, one may have come and gone: it has counted what it replaced. */
+static bool is_still_active(sc_partition *partition, const sc_tail *tail)
+{
+    sc_state *state = &partition->topic->state;
+    sc_tail now;
+    if (published_tail(partition, &now))
+        return now.segment_base == tail->segment_base;
+    return state->writable || !sc_state_has_slot(state, partition->number) || tail->file_number == found_number(partition);
+}
+
+int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
+                     sc_error *error)
+{
+    if (segment->base_offset != tail->segment_base)
+        return map_up_to(partition, segment, 0, mapping, error);
+    int64_t size = sc_topic_settings_read(partition->topic).segment_bytes;
+    int code = map_up_to(partition, segment, size > tail->allocated ? size : tail->allocated, mapping, error);
+    if (code != SC_OK || is_still_active(partition, tail))
+        return code;
+    sc_mapping_release(*mapping);
+    *mapping = NULL;
+    return sc_fail_at(error, SC_STALE, segment->path, segment->base_offset, -1, "the segment is not the active one any more");
+}
+
+int sc_partition_open(sc_partition *partition, sc_tail *tail, int64_t offset, sc_segment **segment, int64_t *next_base,
+                      sc_mapping **mapping, sc_error *error)
+{
+    *mapping = NULL;
+    for (;;) {
+        int code = sc_partition_find(partition, tail, offset, segment, next_base, error);
+        if (code != SC_OK || *segment == NULL)
+            return code;
+        code = sc_partition_map(partition, *segment, tail, mapping, error);
+        if (code != SC_STALE)
+            return code;
+        sc_segment_release(*segment);
+        *segment = NULL;
+        code = sc_partition_tail(partition, tail, error);
+        if (code != SC_OK)
+            return code;
+    }
 }
 
 void sc_partition_forget(sc_partition *partition, int64_t base_offset)
@@ -306,22 +403,6 @@ static bool list_is_current(const sc_partition *partition, const sc_tail *tail)
            partition->segments[partition->segment_count - 1]->base_offset >= tail->segment_base;
 }
 
-/* Where another process, or another part of this one, has replaced segments by others of their names. */
-static void forget_rewritten(sc_partition *partition)
-{
-    sc_state *state = &partition->topic->state;
-    if (!sc_state_is_live(state, partition->number))
-        return;
-    uint32_t rewrites = atomic_load(&sc_state_slot(state, partition->number)->rewrites);
-    if (rewrites == partition->rewrites)
-        return;
-    partition->rewrites = rewrites;
-    for (int64_t i = 0; i < partition->segment_count; i++)
-        sc_segment_release(partition->segments[i]);
-    partition->segment_count = 0;
-    partition->listed = false;
-}
-
 int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_segment **out,
                       int64_t *next_base, sc_error *error)
 {
@@ -372,6 +453,8 @@ int sc_partition_summarize(sc_partition *partition, sc_segment *segment, int64_t
 {
     int code = sc_segment_summarize(segment, size, atomic_load(&partition->topic->layouts), partition->number,
                                     end_offset, false, summary, error);
+    if (code == SC_STALE)
+        forget_object(partition, segment);
     if (code == SC_OK && mend)
         mend_index(partition, segment, summary);
     return code;
@@ -383,6 +466,13 @@ static int segment_info(sc_partition *partition, const sc_tail *tail, sc_segment
     sc_summary summary;
     bool active = next_base < 0;
     sc_topic *topic = partition->topic;
+    if (active) { /* else its end is known from its file */
+        sc_mapping *mapping;
+        int code = sc_partition_map(partition, segment, tail, &mapping, error);
+        if (code != SC_OK)
+            return code;
+        sc_mapping_release(mapping);
+    }
     int code = sc_partition_summarize(partition, segment, active ? tail->end_position : 0,
                                       active ? tail->end_offset : next_base, topic->writable && !active, &summary,
                                       error);
@@ -401,7 +491,8 @@ static int segment_info(sc_partition *partition, const sc_tail *tail, sc_segment
     return SC_OK;
 }
 
-static int segment_inside(sc_partition *partition, int64_t n, sc_segment_info *info, sc_error *error)
+/* SC_STALE: the segment was replaced meanwhile. */
+static int look_at_segment(sc_partition *partition, int64_t n, sc_segment_info *info, sc_error *error)
 {
     sc_tail tail;
     sc_segment *segment;
@@ -423,6 +514,15 @@ static int segment_inside(sc_partition *partition, int64_t n, sc_segment_info *i
         return code != SC_OK ? code : SC_END;
     code = segment_info(partition, &tail, segment, next_base, info, error);
     sc_segment_release(segment);
+    return code;
+}
+
+static int segment_inside(sc_partition *partition, int64_t n, sc_segment_info *info, sc_error *error)
+{
+    int code;
+    do
+        code = look_at_segment(partition, n, info, error);
+    while (code == SC_STALE);
     return code;
 }
 

@@ -35,6 +35,7 @@ typedef struct recovery {
     int64_t durable_offset; /* everything below it had been synced, or is deleted */
     int64_t start_offset;   /* as far as the log itself says */
     bool removed; /* files */
+    bool stale;   /* an object of the snapshot was of a file that had been replaced */
     sc_error *error;
 } recovery;
 
@@ -50,7 +51,15 @@ typedef struct place {
     int64_t file_size;
 } place;
 
-static int file_size_of(recovery *self, const sc_segment *segment, int64_t *size)
+static int map_segment(recovery *self, int64_t number, bool active, sc_mapping **mapping, sc_error *error)
+{
+    int code = sc_partition_map_found(self->partition, self->segments[number], active, mapping, error);
+    self->stale = self->stale || code == SC_STALE;
+    return code;
+}
+
+/* Of the file that the object is bound to. */
+static int file_size_of(recovery *self, sc_segment *segment, int64_t *size)
 {
     sc_file_stat stat = {0};
     int fd = sc_os.open(segment->path, SC_OPEN_READ);
@@ -58,6 +67,11 @@ static int file_size_of(recovery *self, const sc_segment *segment, int64_t *size
                                                     : SC_OK;
     if (fd >= 0)
         sc_os.close(fd);
+    if (code == SC_OK && !sc_segment_is_of(segment, &stat)) { /* its size says nothing of what is mapped */
+        sc_partition_forget(self->partition, segment->base_offset);
+        self->stale = true;
+        return sc_fail(self->error, SC_STALE, "segment %lld was replaced", (long long)segment->base_offset);
+    }
     int64_t runs_end = sc_runs_end(segment->runs, self->partition->number, segment->base_offset);
     *size = stat.size > runs_end ? stat.size : runs_end;
     return code;
@@ -98,7 +112,7 @@ static int holds_promised(recovery *self, const sc_segment *segment, bool *holds
 }
 
 /* *unfinished: the file is empty, or begins with a part of the schema message and zeros, and holds nothing of worth. */
-static int is_unfinished(recovery *self, const sc_segment *segment, bool *unfinished)
+static int is_unfinished(recovery *self, sc_segment *segment, bool *unfinished)
 {
     int64_t size, longest = 0;
     int code = file_size_of(self, segment, &size);
@@ -147,8 +161,7 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
 {
     sc_segment *segment = self->segments[number];
     sc_mapping *mapping;
-    sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
-    int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+    int code = map_segment(self, number, number == self->count - 1, &mapping, self->error);
     if (code != SC_OK)
         return code == SC_FORMAT ? SC_OK : code; /* whether it matters is seen when it is walked */
     int64_t end, offset, unused = 0;
@@ -204,8 +217,7 @@ static bool find_later(recovery *self, const place *at, const sc_mapping *mappin
     while (*position < 0 && ++*segment < self->count) {
         sc_mapping *next;
         sc_error unused;
-        sc_tail as_sealed = {.segment_base = -1};
-        if (sc_partition_map(self->partition, self->segments[*segment], &as_sealed, &next, &unused) != SC_OK)
+        if (map_segment(self, *segment, false, &next, &unused) != SC_OK)
             continue;
         int64_t first = self->segments[*segment]->first_position, nothing = 0;
         sc_look look = sc_segment_look(next, first, next->size, true, &nothing);
@@ -252,9 +264,7 @@ static bool was_durable(recovery *self, const place *at, const sc_mapping *mappi
         sc_mapping *other = NULL;
         sc_error unused;
         sc_header header;
-        sc_tail as_sealed = {.segment_base = -1};
-        if (number > at->segment &&
-            sc_partition_map(self->partition, self->segments[number], &as_sealed, &other, &unused) != SC_OK)
+        if (number > at->segment && map_segment(self, number, false, &other, &unused) != SC_OK)
             continue;
         const sc_mapping *looked_at = other == NULL ? mapping : other;
         int64_t position = other == NULL ? at->position : 0, end = other == NULL ? at->file_size : other->size;
@@ -376,8 +386,7 @@ static void find_stable(recovery *self, place *at)
         sc_mapping *mapping;
         sc_error unused;
         int64_t end = number == at->segment ? at->position : INT64_MAX, offset, nothing = 0;
-        sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
-        if (sc_partition_map(self->partition, segment, &as_active, &mapping, &unused) != SC_OK)
+        if (map_segment(self, number, number == self->count - 1, &mapping, &unused) != SC_OK)
             continue;
         end = end < mapping->size ? end : mapping->size;
         int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
@@ -429,8 +438,7 @@ static int walk(recovery *self, place *at)
     for (int64_t number = first; number < self->count && !cut; number++) {
         sc_segment *segment = self->segments[number];
         sc_mapping *mapping;
-        sc_tail as_active = {.segment_base = number == self->count - 1 ? segment->base_offset : -1};
-        int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+        int code = map_segment(self, number, number == self->count - 1, &mapping, self->error);
         if (code == SC_FORMAT && number < self->count - 1)
             continue; /* no crash does this, and it does not move the end of the log: readers will say so */
         if (code != SC_OK)
@@ -479,8 +487,7 @@ static int clear_tail(recovery *self, const place *at)
 {
     sc_segment *segment = self->segments[at->segment];
     sc_mapping *mapping;
-    sc_tail as_active = {.segment_base = segment->base_offset};
-    int code = sc_partition_map(self->partition, segment, &as_active, &mapping, self->error);
+    int code = map_segment(self, at->segment, true, &mapping, self->error);
     if (code != SC_OK)
         return code;
     struct zero_check check = {mapping->data + at->position, at->file_size - at->position, true};
@@ -591,19 +598,31 @@ static int take_snapshot(recovery *self)
     return self->segments == NULL ? sc_fail_memory(self->error) : SC_OK;
 }
 
+static int recover_once(recovery *self)
+{
+    int code = sc_partition_list(self->partition, self->error);
+    if (code == SC_OK)
+        code = take_snapshot(self);
+    if (code == SC_OK)
+        code = recover_listed(self);
+    for (int64_t i = 0; i < self->count; i++)
+        sc_segment_release(self->segments[i]);
+    free(self->segments);
+    return code;
+}
+
 int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error)
 {
     sc_state *state = &partition->topic->state;
-    recovery self = {.partition = partition, .repair = repair, .tail = tail, .error = error};
-    self.same_boot = sc_state_is_same_boot(state, partition->number);
-    int code = sc_partition_list(partition, error);
-    if (code == SC_OK)
-        code = take_snapshot(&self);
-    if (code == SC_OK)
-        code = recover_listed(&self);
-    for (int64_t i = 0; i < self.count; i++)
-        sc_segment_release(self.segments[i]);
-    free(self.segments);
+    bool same_boot = sc_state_is_same_boot(state, partition->number), stale;
+    int code;
+    if (repair)
+        sc_partition_drop_after(partition, 0); /* what is to be cut is judged by the files that are there, not by older ones */
+    do {
+        recovery self = {.partition = partition, .repair = repair, .tail = tail, .same_boot = same_boot, .error = error};
+        code = recover_once(&self);
+        stale = self.stale; /* then it is out of the list */
+    } while (stale);
     if (code == SC_OK && repair)
         sc_state_set_boot(state, partition->number);
     if (code == SC_OK && repair && tail->durable_offset < tail->end_offset) {

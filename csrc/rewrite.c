@@ -4,8 +4,8 @@
  *   1. `<base>.arrows.new` is written whole: schema message, batches, a control batch with what the dropped headers said of
  *      producers, the end marker; dated as the old file, and synced
  *   2. under the partition's lock: the old index is removed, and that is synced: the index of one file must not be taken
- *      for that of the other. Then the new file is renamed over the old one, and `rewrites` is counted up: every process
- *      forgets its segment objects before its next look
+ *      for that of the other. Then the new file is renamed over the old one, and before and after that `rewrites` is
+ *      counted up: every process forgets its segment objects before its next look
  *   3. the folder is synced, and a new index is written
  *
  * A crash leaves the old file or the new one, and perhaps a `.new` or no index, which costs nothing but time. Who has the
@@ -40,6 +40,13 @@ static int fail_unfit(sc_rewrite *self, int64_t base_offset, sc_error *error)
     return SC_RANGE;
 }
 
+/* A segment whose file was removed, because its records were deleted meanwhile. */
+static bool is_deleted(sc_rewrite *self, int code, const sc_error *error, int64_t end_offset)
+{
+    return code == SC_OS && error->number == ENOENT && end_offset >= 0 &&
+           sc_partition_is_deleted_below(self->partition, end_offset);
+}
+
 static int find_source(sc_rewrite *self, int64_t base_offset, sc_error *error)
 {
     sc_partition *partition = self->partition;
@@ -49,14 +56,18 @@ static int find_source(sc_rewrite *self, int64_t base_offset, sc_error *error)
     if (code == SC_OK)
         code = sc_partition_tail(partition, &self->tail, error);
     if (code == SC_OK)
-        code = sc_partition_find(partition, &self->tail, base_offset, &self->segment, &self->end_offset, error);
+        code = sc_partition_open(partition, &self->tail, base_offset, &self->segment, &self->end_offset, &self->mapping,
+                                 error);
+    if (is_deleted(self, code, error, self->end_offset)) {
+        (void)sc_partition_tail(partition, &self->tail, error);
+        return fail_unfit(self, base_offset, error);
+    }
     if (code != SC_OK)
         return code;
     if (self->segment == NULL || self->segment->base_offset != base_offset || self->end_offset < 0 ||
         self->end_offset > self->tail.durable_offset || self->end_offset > self->tail.stable_offset)
         return fail_unfit(self, base_offset, error);
-    return sc_segment_map(self->segment, 0, atomic_load(&partition->topic->layouts), partition->number, &self->mapping,
-                          error);
+    return SC_OK;
 }
 
 static int open_inside(sc_rewrite *self, uint32_t number, int64_t base_offset, sc_error *error)
@@ -178,21 +189,21 @@ static int find_aborts_in(sc_rewrite *self, sc_segment *segment, int64_t end_pos
 /* Transactions of this segment that were aborted: their markers may lie behind it. */
 static int find_aborts(sc_rewrite *self, sc_error *error)
 {
+    sc_tail tail = self->tail;
     int code = SC_OK;
     self->aborts_known = true;
     for (int64_t offset = self->segment->base_offset; code == SC_OK && offset < self->tail.end_offset;) {
         sc_segment *segment;
         sc_mapping *mapping;
         int64_t next_base;
-        code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
-        if (code != SC_OK || segment == NULL)
+        code = sc_partition_open(self->partition, &tail, offset, &segment, &next_base, &mapping, error);
+        if (segment == NULL)
             return code;
-        code = sc_partition_map(self->partition, segment, &self->tail, &mapping, error);
-        if (code == SC_OK) {
-            bool active = segment->base_offset == self->tail.segment_base;
-            code = find_aborts_in(self, segment, active ? self->tail.end_position : mapping->size, mapping, error);
-            sc_mapping_release(mapping);
-        }
+        if (code == SC_OK)
+            code = find_aborts_in(self, segment, sc_tail_end_in(&tail, segment, mapping), mapping, error);
+        else if (is_deleted(self, code, error, next_base))
+            code = SC_OK; /* and so is this one: it takes nobody's place */
+        sc_mapping_release(mapping);
         sc_segment_release(segment);
         offset = next_base < 0 ? self->tail.end_offset : next_base;
     }
@@ -569,18 +580,17 @@ static int replay(sc_producer_state *state, const sc_segment *segment, sc_mappin
 
 static int replay_before(sc_rewrite *self, sc_producer_state *state, sc_error *error)
 {
+    sc_tail tail = self->tail;
     int code = SC_OK;
     for (int64_t offset = self->tail.start_offset; code == SC_OK && offset < self->segment->base_offset;) {
         sc_segment *segment;
         sc_mapping *mapping;
         int64_t next_base;
-        code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
-        if (code != SC_OK || segment == NULL)
+        code = sc_partition_open(self->partition, &tail, offset, &segment, &next_base, &mapping, error);
+        if (segment == NULL)
             return code;
-        if (sc_partition_map(self->partition, segment, &self->tail, &mapping, error) == SC_OK) {
-            code = replay(state, segment, mapping, error);
-            sc_mapping_release(mapping);
-        }
+        code = code == SC_OK ? replay(state, segment, mapping, error) : SC_OK;
+        sc_mapping_release(mapping);
         sc_segment_release(segment);
         offset = next_base < 0 ? self->segment->base_offset : next_base;
     }
@@ -671,12 +681,14 @@ static int take_place(sc_rewrite *self, sc_error *error)
     sc_index_remove(self->segment);
     if (sc_os_sync_folder(folder) != 0)
         return sc_fail_os(error, "cannot sync a partition's folder", folder);
+    _Atomic uint32_t *rewrites = &sc_state_slot(&self->topic->state, self->partition->number)->rewrites;
+    atomic_fetch_add(rewrites, 1); /* who dies behind the renaming has told of it; who looked before it is told again */
     if (sc_os.rename(self->new_path, self->segment->path) != 0)
         return sc_fail_os(error, "cannot put a segment in the place of another", self->segment->path);
+    atomic_fetch_add(rewrites, 1);
     sc_os.close(self->fd);
     self->fd = -1;
     self->report.replaced = true;
-    atomic_fetch_add(&sc_state_slot(&self->topic->state, self->partition->number)->rewrites, 1);
     return SC_OK;
 }
 

@@ -153,7 +153,7 @@ static bool can_skip(sc_scan *scan)
 {
     sc_summary summary;
     sc_error unused;
-    if (!is_time_bounded(scan) || scan->next_base < 0)
+    if (scan->next_base < 0)
         return false;
     if (sc_partition_summarize(scan->partition, scan->segment, 0, scan->next_base, scan->topic->writable, &summary,
                                &unused) != SC_OK)
@@ -161,27 +161,36 @@ static bool can_skip(sc_scan *scan)
     return summary.max_timestamp < scan->options.min_timestamp || summary.min_timestamp > scan->options.max_timestamp;
 }
 
+/* Passes over the segment that has the next wanted record, when none in it is wanted. */
+static bool skip_segment(sc_scan *scan)
+{
+    sc_error unused;
+    if (!is_time_bounded(scan) ||
+        sc_partition_find(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base, &unused) != SC_OK)
+        return false;
+    bool skips = scan->segment != NULL && can_skip(scan);
+    if (skips)
+        scan->offset = scan->next_base;
+    leave_segment(scan);
+    return skips;
+}
+
 static int enter_segment(sc_scan *scan, sc_error *error)
 {
-    int code = sc_partition_find(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base, error);
-    if (code != SC_OK)
-        return code;
-    if (scan->segment == NULL)
+    if (skip_segment(scan))
+        return SC_OK;
+    int code = sc_partition_open(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base,
+                                 &scan->mapping, error);
+    if (code == SC_OK && scan->segment == NULL)
         return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)scan->partition->number,
                        (long long)scan->offset);
-    if (can_skip(scan)) {
-        scan->offset = scan->next_base;
-        leave_segment(scan);
-        return SC_OK;
-    }
-    code = sc_partition_map(scan->partition, scan->segment, &scan->tail, &scan->mapping, error);
     if (code != SC_OK) {
-        error->offset = scan->offset;
+        if (scan->segment != NULL)
+            error->offset = scan->offset;
         leave_segment(scan);
         return code;
     }
-    bool active = scan->segment->base_offset == scan->tail.segment_base;
-    scan->end_position = active ? scan->tail.end_position : scan->mapping->size;
+    scan->end_position = sc_tail_end_in(&scan->tail, scan->segment, scan->mapping);
     scan->position = sc_segment_seek(scan->segment, scan->mapping, scan->offset, scan->end_position, &scan->chain_offset);
     sc_tally_add(&scan->tally->segments, 1);
     return SC_OK;
@@ -283,15 +292,15 @@ static int is_aborted(sc_scan *scan, const sc_header *header, bool *aborted, sc_
         sc_segment_release(found);
         if (code != SC_OK || decided || next_base < 0)
             break;
-        code = sc_partition_find(scan->partition, &scan->tail, next_base, &found, &next_base, error);
+        code = sc_partition_open(scan->partition, &scan->tail, next_base, &found, &next_base, &mapping, error);
         if (code == SC_OK && found == NULL)
-            code = sc_fail(error, SC_CORRUPT, "partition %u lacks a segment", (unsigned)scan->partition->number);
-        if (code == SC_OK && (code = sc_partition_map(scan->partition, found, &scan->tail, &mapping, error)) != SC_OK)
+            return sc_fail(error, SC_CORRUPT, "partition %u lacks a segment", (unsigned)scan->partition->number);
+        if (code != SC_OK) {
             sc_segment_release(found);
-        if (code != SC_OK)
             return code;
+        }
         segment = found;
-        end = found->base_offset == scan->tail.segment_base ? scan->tail.end_position : mapping->size;
+        end = sc_tail_end_in(&scan->tail, found, mapping);
     }
     *aborted = *aborted || !decided;
     return code;

@@ -78,6 +78,11 @@ static void recognize(void *context)
             self->found = layout;
 }
 
+static int fail_replaced(const sc_segment *segment, sc_error *error)
+{
+    return sc_fail_at(error, SC_STALE, segment->path, segment->base_offset, -1, "another file has the segment's name");
+}
+
 static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition, sc_error *error)
 {
     sc_mapping *mapping;
@@ -86,6 +91,10 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
                                     &file_size, error);
     if (code != SC_OK)
         return code;
+    if (segment->inode != 0 && mapping->inode != segment->inode) {
+        sc_mapping_release(mapping);
+        return fail_replaced(segment, error);
+    }
     struct recognition self = {.mapping = mapping, .file_size = file_size, .layouts = layouts, .partition = partition};
     bool readable = mapping->size == 0 || sc_os_read_mapped(mapping->data, (size_t)mapping->size, recognize, &self);
     if (!readable || self.found == NULL) {
@@ -96,15 +105,17 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
     }
     sc_mapping_release(segment->mapping);
     segment->mapping = mapping;
-    segment->file_size = file_size;
+    segment->inode = mapping->inode;
     segment->may_grow = size > 0;
-    segment->layout = self.found;
-    segment->first_position = self.found->schema_message_size;
+    if (segment->layout == NULL) { /* it stays the same: others read it without the mutex */
+        segment->layout = self.found;
+        segment->first_position = self.found->schema_message_size;
+    }
     return SC_OK;
 }
 
-/* Whether the file must be mapped anew. One that was mapped while it was active may have been sealed at a size beyond that
- * mapping, and one that was empty may have been replaced by another of its name. */
+/* Whether the file must be mapped anew, or another one has its name. One that was mapped while it was active may have been
+ * sealed at a size beyond that mapping, and one that was empty may have been replaced by another of its name. */
 static bool is_stale(sc_segment *segment, int64_t size)
 {
     sc_file_stat stat;
@@ -138,10 +149,22 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
     return code;
 }
 
+void sc_segment_bind(sc_segment *segment)
+{
+    sc_file_stat stat;
+    if (segment->inode != 0)
+        return;
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    if (fd >= 0 && sc_os.stat(fd, &stat) == 0)
+        segment->inode = stat.inode;
+    if (fd >= 0)
+        sc_os.close(fd);
+}
+
 bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat)
 {
     pthread_mutex_lock(&segment->mutex);
-    bool same = segment->mapping == NULL || segment->mapping->inode == stat->inode;
+    bool same = segment->inode == 0 || segment->inode == stat->inode;
     pthread_mutex_unlock(&segment->mutex);
     return same;
 }

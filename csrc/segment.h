@@ -3,6 +3,10 @@
  *
  * A sc_segment is shared by the partition's list and the scans that stand on it, by reference count. What it learns
  * (index entries, verified batches, a summary) it keeps behind its own mutex.
+ *
+ * It is bound to one file, not to the name: to the inode that had the name when it was first mapped, or when its index was
+ * first read. Another file may take that name, and then positions, summary and aborted transactions of the one do not
+ * fit the other: the object stays with its file, and who must map it anew gets SC_STALE and looks for another object.
  */
 #ifndef STREAMCORE_SEGMENT_H
 #define STREAMCORE_SEGMENT_H
@@ -35,7 +39,7 @@ typedef struct sc_segment {
     char *path;
     pthread_mutex_t mutex;
     sc_mapping *mapping; /* NULL until used */
-    int64_t file_size;   /* when it was mapped */
+    uint64_t inode;      /* of its file; 0: not bound yet */
     bool may_grow;       /* it was mapped while it was the active segment */
     _Atomic(const struct sc_run *) runs; /* of the topic, in the journal: for a reader that comes before a replay; NULL: none */
     const sc_layout *layout;
@@ -52,11 +56,13 @@ void sc_segment_retain(sc_segment *segment);
 void sc_segment_release(sc_segment *segment);
 
 /* Maps at least `size` bytes of the file, 0: all of a sealed one, and recognises its schema among `layouts`. SC_FORMAT: not
- * one of them. The mapping is retained for the caller. */
+ * one of them. SC_STALE: another file has the name by now. The mapping is retained for the caller. */
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                    sc_mapping **mapping, sc_error *error);
 
-/* Whether the file that was mapped, if one was, still has its name: it may have been replaced. */
+/* Binds the object to the file that has its name now, unless it is bound. The caller holds the mutex. */
+void sc_segment_bind(sc_segment *segment);
+/* Whether the file to which it is bound, if it is, still has its name: it may have been replaced. */
 bool sc_segment_is_current(sc_segment *segment);
 bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat);
 
@@ -96,7 +102,7 @@ void sc_index_seal(sc_segment *segment, const sc_summary *summary);
 /* Removes the file, and forgets what was learnt, when the segment was cut: a summary of other records would mislead. */
 void sc_index_remove(sc_segment *segment);
 /* The summary of a segment of at least `size` bytes: from the index of a sealed one, or from the batch headers.
- * `writable`: also mend the index. */
+ * `writable`: also mend the index. SC_STALE: as sc_segment_map. */
 int sc_segment_summarize(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                          int64_t end_offset, bool writable, sc_summary *summary, sc_error *error);
 

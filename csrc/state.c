@@ -145,9 +145,11 @@ void sc_state_close(sc_state *state, bool forked)
     sc_state_unlock_all(state, forked && state->guarded);
 }
 
-static bool has_slot(const sc_state *state, uint32_t partition)
+bool sc_state_has_slot(const sc_state *state, uint32_t partition)
 {
     sc_file_stat stat;
+    if (state->writable || state->data == NULL)
+        return state->data != NULL;
     return sc_os.stat(state->fd, &stat) == 0 && stat.size >= size_for(partition + 1);
 }
 
@@ -156,7 +158,8 @@ bool sc_state_is_live(const sc_state *state, uint32_t partition)
     if (state->writable)
         return true;
     /* held exclusively, it is being wiped */
-    return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == SC_LOCK_SHARED && has_slot(state, partition);
+    return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == SC_LOCK_SHARED &&
+           sc_state_has_slot(state, partition);
 }
 
 bool sc_state_is_same_boot(const sc_state *state, uint32_t partition)
@@ -164,7 +167,7 @@ bool sc_state_is_same_boot(const sc_state *state, uint32_t partition)
     uint8_t boot_id[16];
     if (state->data == NULL)
         return true;
-    if (!state->writable && !has_slot(state, partition))
+    if (!sc_state_has_slot(state, partition))
         return false;
     sc_os_boot_id(boot_id);
     return memcmp(boot_id, unknown_boot, sizeof boot_id) == 0 || /* then nothing is cut that might be damage */

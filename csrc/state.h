@@ -65,7 +65,8 @@ typedef struct sc_tail {
     int64_t sealed;       /* 1: the active segment is sealed, and the next append makes a new one */
     int64_t schema_version; /* of the active segment */
     int64_t proven_offset;  /* the log itself says, in a batch header, that all below was durable */
-    int64_t file_number;    /* counts the segments that were made: an empty one may be replaced by one of its name */
+    int64_t file_number;    /* counts the segments that were made: an empty one may be replaced by one of its name. Below 0: a
+                             * reader has found this tail itself (partition.c) */
     int64_t stable_offset;  /* the first offset of an open transaction, or the end offset */
 } sc_tail;
 enum { SC_TAIL_WORDS = sizeof(sc_tail) / sizeof(int64_t) };
@@ -76,7 +77,7 @@ typedef struct sc_slot {
     _Atomic int32_t poisoned; /* errno of a failed sync */
     uint32_t reserved_32;
     uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
-    _Atomic uint32_t rewrites; /* counts sealed segments that were replaced by others of their names; survives the wipe */
+    _Atomic uint32_t rewrites; /* changes before and after a sealed segment is replaced by another; survives the wipe */
     uint32_t reserved[5];
     _Atomic int64_t journaled_offset; /* all below it is durable, in the journal if not in the segments */
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
@@ -112,6 +113,8 @@ static inline sc_slot *sc_state_slot(const sc_state *state, uint32_t partition)
 }
 /* True when the partition's slot can be believed: a writer has the topic open. */
 bool sc_state_is_live(const sc_state *state, uint32_t partition);
+/* True when there is a slot to look at, whether its tail can be believed or not. */
+bool sc_state_has_slot(const sc_state *state, uint32_t partition);
 /* True when the kernel runs since before the last writer of this log: the page cache is whole. Without a state file
  * nothing speaks for a power loss. */
 bool sc_state_is_same_boot(const sc_state *state, uint32_t partition);

@@ -110,10 +110,23 @@ int sc_partition_list(sc_partition *partition, sc_error *error);
  * for the caller; NULL when every segment begins behind `offset`. */
 int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offset, sc_segment **segment,
                       int64_t *next_base, sc_error *error);
-/* Maps a segment: the active one as far as it may grow, so that one mapping serves its life. */
+/* Maps a segment: the active one as far as it may grow, so that one mapping serves its life. SC_STALE: the tail, or the
+ * segment object, is not of the file that has the name now; then a new tail, and sc_partition_find, give what is. */
 int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
                      sc_error *error);
-/* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the index. */
+/* The same of a segment that was found in the folder, and not by a tail. */
+int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping, sc_error *error);
+/* Finds the segment that holds `offset` and maps it, until both fit; the tail becomes a newer one when it must. *segment is
+ * as sc_partition_find says, also when it cannot be mapped. */
+int sc_partition_open(sc_partition *partition, sc_tail *tail, int64_t offset, sc_segment **segment, int64_t *next_base,
+                      sc_mapping **mapping, sc_error *error);
+/* Where the batches end in the mapping of a segment, at the latest. */
+static inline int64_t sc_tail_end_in(const sc_tail *tail, const sc_segment *segment, const sc_mapping *mapping)
+{
+    return segment->base_offset == tail->segment_base ? tail->end_position : mapping->size;
+}
+/* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the index.
+ * SC_STALE: as sc_partition_map. */
 int sc_partition_summarize(sc_partition *partition, sc_segment *segment, int64_t size, int64_t end_offset, bool mend,
                            sc_summary *summary, sc_error *error);
 /* Forgets a segment object, so that the file of that name is opened anew. */
@@ -129,7 +142,8 @@ bool sc_partition_is_deleted_below(sc_partition *partition, int64_t end_offset);
 
 /* ---- recover.c ---- */
 
-/* Finds the end of the log in the log. With `repair`, under the partition's lock, also cuts what a crash left. */
+/* Finds the end of the log in the log. With `repair`, under the partition's lock, also cuts what a crash left. Without,
+ * a writer may come meanwhile, and then the result is worth nothing (sc_partition_tail). */
 int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc_error *error);
 
 /* ---- catch_up.c ---- */

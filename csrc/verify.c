@@ -111,18 +111,23 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
         report(self, segment, offset, position, "neither a batch nor the end of the stream is here");
 }
 
+/* SC_STALE: the tail is not of the files that are there now. */
 static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base)
 {
     bool active = next_base < 0;
-    sc_mapping *mapping;
+    sc_mapping *mapping = NULL, *known;
     sc_error problem;
     int64_t file_size;
-    int code = sc_partition_map(self->partition, segment, &self->tail, &mapping, &problem);
-    if (code == SC_OK) {
-        sc_mapping_release(mapping);
-        code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
+    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
                                     &file_size, &problem); /* a fresh one: nothing is verified in it */
-    }
+    if (code == SC_OK) /* behind it: what fits the tail now did so before */
+        code = sc_partition_map(self->partition, segment, &self->tail, &known, &problem);
+    if (code == SC_OK)
+        sc_mapping_release(known);
+    else
+        sc_mapping_release(mapping);
+    if (code == SC_STALE)
+        return code;
     if (code != SC_OK) {
         if (active || !sc_partition_is_deleted_below(self->partition, next_base))
             self->problem(self->context, &problem);
@@ -137,6 +142,7 @@ static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base
 
 static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_error *error)
 {
+    int64_t end_offset = 0;
     int code = sc_topic_partition(topic, number, &self->partition, error);
     if (code == SC_OK) {
         sc_error problem;
@@ -148,8 +154,9 @@ static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_er
         if (found != SC_OK)
             *error = problem;
         code = found;
+        end_offset = self->tail.end_offset;
     }
-    for (int64_t offset = self->tail.start_offset; code == SC_OK && offset < self->tail.end_offset && !self->stopped;) {
+    for (int64_t offset = self->tail.start_offset; code == SC_OK && offset < end_offset && !self->stopped;) {
         sc_segment *segment;
         int64_t next_base;
         code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
@@ -157,7 +164,10 @@ static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_er
             break;
         code = verify_segment(self, segment, next_base);
         sc_segment_release(segment);
-        offset = next_base < 0 ? self->tail.end_offset : next_base;
+        if (code == SC_STALE)
+            code = sc_partition_tail(self->partition, &self->tail, error);
+        else
+            offset = next_base < 0 ? end_offset : next_base;
     }
     advance(self, 0, true);
     return code;

@@ -723,7 +723,8 @@ static void *rewrite_in_thread(void *unused)
             sc_rewrite_report report;
             sc_error error;
             int code = consolidate(shared.other, base, &report, &error);
-            CHECK(code == SC_OK || code == SC_RANGE);
+            if (code != SC_RANGE)
+                CHECK_OK(code, error);
             atomic_fetch_add(&shared.rewritten, code == SC_OK);
         }
     }
@@ -747,10 +748,12 @@ static void *delete_in_thread(void *unused)
 /* All of the log, from where it begins now: each record is what it must be, or it was deleted meanwhile. */
 static void *read_in_thread(void *topic)
 {
-    while (!atomic_load(&shared.done)) {
+    bool last = false;
+    while (!last) {
         sc_partition_info info;
         sc_error error;
         int64_t next;
+        last = atomic_load(&shared.done);
         CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
         int code = try_read(topic, 0, info.start_offset, info.end_offset, &next, &error);
         if (code != SC_RANGE)
