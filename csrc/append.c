@@ -1,6 +1,6 @@
 /*
- * Appends. Small ones are laid out straight in the mapped active segment, large ones in memory from where one call copies
- * them; the page cache is one. The order makes them safe:
+ * Appends. Small ones are laid out straight in the mapped active segment, large ones in memory from where one call
+ * copies them; the page cache is one. The order makes them safe:
  *
  *   1. sizes are worked out and input is checked, without a lock
  *   2. lock; find the end of the log; roll when the segment is full, old, or of another schema
@@ -98,8 +98,8 @@ static int segment_path(const sc_partition *partition, int64_t base_offset, cons
     return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
 }
 
-/* Maps the active segment for writing up to `needed` and a whole segment's size, beyond the end of the file: growing the
- * file later needs no new mapping. */
+/* Maps the active segment for writing up to `needed` and a whole segment's size, beyond the end of the file: growing
+ * the file later needs no new mapping. */
 static int open_writer(append_state *self, int64_t needed, sc_error *error)
 {
     sc_writer *writer = &self->partition->writer;
@@ -122,14 +122,19 @@ static int open_writer(append_state *self, int64_t needed, sc_error *error)
         sc_os.close(fd);
         return code;
     }
-    *writer = (sc_writer){.data = data, .fd = -1, .size = size, .base_offset = self->tail.segment_base,
-                          .file_number = self->tail.file_number, .populated = self->tail.end_position};
+    *writer = (sc_writer){.data = data,
+                          .fd = -1,
+                          .size = size,
+                          .base_offset = self->tail.segment_base,
+                          .file_number = self->tail.file_number,
+                          .populated = self->tail.end_position};
     keep_descriptor(writer, fd);
     return SC_OK;
 }
 
-/* How large to make a file of `old` bytes that must have `needed`: doubling from 64 KiB, by at most 64 MiB. Each time costs
- * the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve much at once. */
+/* How large to make a file of `old` bytes that must have `needed`: doubling from 64 KiB, by at most 64 MiB. Each time
+ * costs the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve much
+ * at once. */
 static int64_t grown_size(const append_state *self, int64_t old, int64_t needed)
 {
     int64_t burst = ALLOCATION_BURST * self->total_size;
@@ -226,8 +231,8 @@ static int make_folder(append_state *self, sc_error *error)
     return code;
 }
 
-/* The file appears under its name with its schema in it, and room for the append that needs it. It is synced by the first
- * flush: until then nothing that was promised depends on it. */
+/* The file appears under its name with its schema in it, and room for the append that needs it. It is synced by the
+ * first flush: until then nothing that was promised depends on it. */
 static int create_segment(append_state *self, sc_error *error)
 {
     char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
@@ -259,8 +264,8 @@ static int create_segment(append_state *self, sc_error *error)
     return SC_OK;
 }
 
-/* Stores through the writer's mapping. A page that cannot be read in, or that somebody cut off the file, is an error and
- * not a signal. */
+/* Stores through the writer's mapping. A page that cannot be read in, or that somebody cut off the file, is an error
+ * and not a signal. */
 static int store_guarded(append_state *self, void (*store)(void *), void *context, sc_error *error)
 {
     sc_writer *writer = &self->partition->writer;
@@ -298,7 +303,8 @@ static int seal_segment(append_state *self, sc_error *error)
     return SC_OK;
 }
 
-/* Where the append will lie in the active segment: at its end, or behind the old end of the file when that must grow. */
+/* Where the append will lie in the active segment: at its end, or behind the old end of the file when that must grow.
+ */
 static int64_t place_of(const append_state *self)
 {
     const sc_tail *tail = &self->tail;
@@ -353,7 +359,8 @@ static int check_usable(sc_partition *partition, sc_error *error)
         return sc_fail(error, SC_DELETED, "the topic was deleted");
     if (poisoned != 0) {
         errno = poisoned;
-        sc_fail_os(error, "an earlier sync of this partition failed: appends are refused until the store is opened anew",
+        sc_fail_os(error,
+                   "an earlier sync of this partition failed: appends are refused until the store is opened anew",
                    state->path);
         return error->code = SC_POISONED;
     }
@@ -409,8 +416,7 @@ static sc_placement placement_of(const append_state *self, int64_t number, int64
             self->control != 0 ? -1 : sc_sequence_after(producer->sequence, offset - self->tail.end_offset),
         .control = self->control,
         .transaction_offset = self->transaction_offset,
-        .flags = (uint16_t)((last ? 0 : SC_FLAG_CONTINUED) |
-                            (self->control != 0 ? SC_FLAG_CONTROL : 0) |
+        .flags = (uint16_t)((last ? 0 : SC_FLAG_CONTINUED) | (self->control != 0 ? SC_FLAG_CONTROL : 0) |
                             (self->request->transactional ? SC_FLAG_TRANSACTIONAL : 0) |
                             (self->request->log_append_time ? SC_FLAG_LOG_APPEND_TIME : 0)),
     };
@@ -455,7 +461,8 @@ static void store_filler(void *context)
 {
     struct filler *self = context;
     const sc_tail *tail = &self->state->tail;
-    sc_placement placement = {.base_offset = tail->end_offset, .durable_offset = tail->durable_offset,
+    sc_placement placement = {.base_offset = tail->end_offset,
+                              .durable_offset = tail->durable_offset,
                               .start_offset = tail->start_offset,
                               .unstable_count = unstable_count(tail->end_offset, tail->stable_offset)};
     sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);
@@ -523,8 +530,8 @@ void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *t
 {
     sc_error unused;
     if (tail->segment_base < 0 || tail->sealed || tail->durable_offset < tail->end_offset ||
-        tail->proven_offset >= tail->end_offset || atomic_load(&slot->poisoned) != 0 || atomic_load(&slot->dirty) != 0 ||
-        tail->end_position + sc_partition_reserve(partition, tail) > tail->allocated)
+        tail->proven_offset >= tail->end_offset || atomic_load(&slot->poisoned) != 0 ||
+        atomic_load(&slot->dirty) != 0 || tail->end_position + sc_partition_reserve(partition, tail) > tail->allocated)
         return;
     (void)sc_partition_append_empty(partition, tail, &unused);
 }
@@ -603,8 +610,8 @@ static int write_batch(append_state *self, int fd, int64_t number, int64_t posit
     return code;
 }
 
-/* Lays out large batches in memory and has the kernel copy them: a page that is written whole needs no zeroing and no page
- * fault, which is worth more than the second copy from 64 KiB on (docs/decisions/0001-write-path.md). */
+/* Lays out large batches in memory and has the kernel copy them: a page that is written whole needs no zeroing and no
+ * page fault, which is worth more than the second copy from 64 KiB on (docs/decisions/0001-write-path.md). */
 static int write_batches(append_state *self, sc_error *error)
 {
     char path[SC_PATH_MAX];
@@ -629,7 +636,8 @@ static void note_batches(append_state *self)
     sc_error unused;
     int64_t next_base, position = self->tail.end_position, offset = self->tail.end_offset;
     if (sc_partition_find(self->partition, &self->tail, self->tail.segment_base, &segment, &next_base, &unused) !=
-            SC_OK || segment == NULL)
+            SC_OK ||
+        segment == NULL)
         return; /* the index is a hint */
     for (int64_t i = 0; i < self->request->batch_count; i++) {
         sc_segment_note(segment, offset, position);
@@ -686,7 +694,8 @@ static int write_locked(append_state *self, sc_error *error)
 
 /* ---- producers ----------------------------------------------------------------------------------------------- */
 
-/* Whether the producer may append now. When it has appended just this before, *end_offset is where that ends; else -1. */
+/* Whether the producer may append now. When it has appended just this before, *end_offset is where that ends; else -1.
+ */
 static int check_producer(append_state *self, int64_t *end_offset, sc_error *error)
 {
     const sc_append *request = self->request;
@@ -701,7 +710,8 @@ static int check_producer(append_state *self, int64_t *end_offset, sc_error *err
     return code;
 }
 
-/* The log has grown from `old_end` by this append. A failure leaves the state behind, and it catches up when it is needed. */
+/* The log has grown from `old_end` by this append. A failure leaves the state behind, and it catches up when it is
+ * needed. */
 static void note_producer(append_state *self, int64_t old_end)
 {
     sc_producer_state *state = self->partition->producers;
@@ -779,8 +789,8 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
         return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
     if (request->batch_count <= 0)
         return sc_fail(error, SC_INVALID, "an append has at least one batch");
-    if (request->producer.id < 0 || (request->producer.id != SC_NO_PRODUCER &&
-                                     (request->producer.epoch < 0 || request->producer.sequence < 0)))
+    if (request->producer.id < 0 ||
+        (request->producer.id != SC_NO_PRODUCER && (request->producer.epoch < 0 || request->producer.sequence < 0)))
         return sc_fail(error, SC_INVALID, "producer %lld, epoch %d, sequence %d: none may be below 0",
                        (long long)request->producer.id, (int)request->producer.epoch, (int)request->producer.sequence);
     if (request->transactional && request->producer.id == SC_NO_PRODUCER)
@@ -882,14 +892,18 @@ static int append_marker_locked(append_state *self, const sc_marker *marker, int
     if (code != SC_OK)
         return code;
     *offset = end_offset;
-    (void)sc_producer_state_end(self->partition->producers, &self->request->producer, end_offset, sc_os.now_ms(), &unused);
+    (void)sc_producer_state_end(self->partition->producers, &self->request->producer, end_offset, sc_os.now_ms(),
+                                &unused);
     return SC_OK;
 }
 
 static int marker_inside(sc_topic *topic, uint32_t number, const sc_marker *marker, int64_t *offset, sc_error *error)
 {
     static const sc_batch_input nothing;
-    sc_append request = {.batches = &nothing, .batch_count = 1, .expected_offset = -1, .durable = marker->durable,
+    sc_append request = {.batches = &nothing,
+                         .batch_count = 1,
+                         .expected_offset = -1,
+                         .durable = marker->durable,
                          .producer = {.id = marker->producer_id, .epoch = marker->epoch, .sequence = -1}};
     sc_encoding encoding = {0};
     append_state self = {.request = &request, .settings = sc_topic_settings_read(topic), .encodings = &encoding};

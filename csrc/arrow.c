@@ -385,8 +385,8 @@ typedef struct guarded {
     const sc_column *columns; /* of an export */
     int64_t column_count;
     struct ArrowArray *array;
-    sc_rows *rows; /* of rows */
-    const int64_t *times;   /* of narrowing */
+    sc_rows *rows;        /* of rows */
+    const int64_t *times; /* of narrowing */
     int64_t min_timestamp, max_timestamp, first, last, wanted;
     sc_rows *copy; /* of copying */
     void *memory;
@@ -431,7 +431,9 @@ int sc_batch_export(const sc_batch *batch, const sc_column *columns, int64_t col
 {
     struct ArrowArray array;
     guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error},
-                    .columns = columns, .column_count = column_count, .array = &array};
+                    .columns = columns,
+                    .column_count = column_count,
+                    .array = &array};
     int code = run_guarded(&call, export_batch);
     if (code != SC_OK) {
         if (call.self.block != NULL) {
@@ -616,8 +618,12 @@ int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int6
                  sc_error *error)
 {
     sc_rows from = *rows;
-    guarded call = {.self = {.batch = batch, .error = error}, .rows = &from, .copy = copy, .first = first / 8 * 8,
-                    .wanted = first, .last = *end};
+    guarded call = {.self = {.batch = batch, .error = error},
+                    .rows = &from,
+                    .copy = copy,
+                    .first = first / 8 * 8,
+                    .wanted = first,
+                    .last = *end};
     int code = run_guarded(&call, plan_copy);
     if (code != SC_OK)
         return code;
@@ -683,7 +689,8 @@ static void clip_offsets(void *context)
 int sc_batch_clip_to_offsets(sc_batch *batch, int64_t start_offset, int64_t end_offset, sc_error *error)
 {
     guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error},
-                    .min_timestamp = start_offset, .max_timestamp = end_offset};
+                    .min_timestamp = start_offset,
+                    .max_timestamp = end_offset};
     int code = run_guarded(&call, clip_offsets);
     if (code != SC_OK)
         return code;
@@ -732,8 +739,11 @@ int sc_batch_narrow_to_timestamps(sc_batch *batch, int64_t min_timestamp, int64_
     *dense = true;
     if (batch->min_timestamp >= min_timestamp && batch->max_timestamp <= max_timestamp)
         return SC_OK;
-    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error}, .first = -1, .last = -1,
-                    .min_timestamp = min_timestamp, .max_timestamp = max_timestamp};
+    guarded call = {.self = {.batch = batch, .layout = batch->layout, .error = error},
+                    .first = -1,
+                    .last = -1,
+                    .min_timestamp = min_timestamp,
+                    .max_timestamp = max_timestamp};
     int code = run_guarded(&call, find_times);
     if (code != SC_OK)
         return code;

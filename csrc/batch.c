@@ -20,7 +20,8 @@ void sc_header_seal(sc_header *header)
 
 bool sc_header_is_sound(const sc_header *header)
 {
-    return memcmp(header->magic, header_magic, sizeof header_magic) == 0 && header_checksum(header) == header->header_crc;
+    return memcmp(header->magic, header_magic, sizeof header_magic) == 0 &&
+           header_checksum(header) == header->header_crc;
 }
 
 bool sc_header_is_newer(const sc_header *header)

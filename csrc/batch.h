@@ -23,7 +23,7 @@ enum {
     SC_FLAG_CODEC = 3 << SC_FLAG_CODEC_SHIFT,
     SC_FLAG_HAS_HEADERS = 1 << 5,
     SC_FLAG_CONTINUED = 1 << 6, /* the next batch belongs to the same append: both or neither */
-    SC_FLAG_SPARSE = 1 << 7,    /* rewritten: offsets base to last are covered, and only those in the column are there */
+    SC_FLAG_SPARSE = 1 << 7, /* rewritten: offsets base to last are covered, and only those in the column are there */
     SC_FLAGS_KNOWN = (1 << 8) - 1,
 };
 

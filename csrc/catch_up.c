@@ -64,7 +64,8 @@ static bool find_batch_before(sc_partition *partition, const sc_tail *tail, int6
     bool found = false;
     if (offset <= 0)
         return false;
-    if (sc_partition_open(partition, &now, offset - 1, &segment, &next_base, &mapping, &unused) == SC_OK && segment != NULL) {
+    if (sc_partition_open(partition, &now, offset - 1, &segment, &next_base, &mapping, &unused) == SC_OK &&
+        segment != NULL) {
         int64_t end = sc_tail_end_in(&now, segment, mapping);
         int64_t position = sc_segment_seek(segment, mapping, offset - 1, end, &at);
         while (at < offset && !found) {

@@ -1,14 +1,14 @@
 /*
  * Group commit of a store: durable appends to many partitions, by whatever threads, share one sync of the journal.
  *
- * Who leads a partition's sync (flush.c), or waits for several partitions at once, comes here. Up to two may be at work: one
- * alone, or with a partition that no other wants, syncs the segment itself, as if there were no journal. Who comes while two
- * are at work leaves a request. Whoever is done hands the lead to the newest of these, which serves all of them: a run of
- * whole batches for each partition goes into the journal, one sync, and their ends are durable.
+ * Who leads a partition's sync (flush.c), or waits for several partitions at once, comes here. Up to two may be at
+ * work: one alone, or with a partition that no other wants, syncs the segment itself, as if there were no journal. Who
+ * comes while two are at work leaves a request. Whoever is done hands the lead to the newest of these, which serves all
+ * of them: a run of whole batches for each partition goes into the journal, one sync, and their ends are durable.
  *
- * A run goes into the journal only when this process knows where it begins: behind a batch that was durable before, in the
- * same segment. So the first sync in each segment is one of the segment and of its name, and a segment that a record
- * names can be missing later for one reason alone: somebody removed it.
+ * A run goes into the journal only when this process knows where it begins: behind a batch that was durable before, in
+ * the same segment. So the first sync in each segment is one of the segment and of its name, and a segment that a
+ * record names can be missing later for one reason alone: somebody removed it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -30,7 +30,7 @@ typedef struct member {
     sc_partition *partition;
     sc_tail tail;
     sc_safe_end safe;
-    int64_t size; /* of the run that goes into the journal; 0: none does */
+    int64_t size;          /* of the run that goes into the journal; 0: none does */
     int64_t last_position; /* of the run's last batch, in the segment */
     uint32_t last_crc;
     bool done;
@@ -51,7 +51,8 @@ static bool find_anchor(member *self)
     int64_t next_base, offset, nothing = 0;
     if (safe->anchor_position > 0)
         return true;
-    if (sc_partition_find(partition, &self->tail, safe->segment_base, &segment, &next_base, &unused) != SC_OK || segment == NULL)
+    if (sc_partition_find(partition, &self->tail, safe->segment_base, &segment, &next_base, &unused) != SC_OK ||
+        segment == NULL)
         return false;
     if (segment->base_offset == safe->segment_base &&
         sc_partition_map(partition, segment, &self->tail, &mapping, &unused) == SC_OK) {
@@ -207,7 +208,8 @@ static void give_scratch(sc_journal *journal, sc_journal_scratch *scratch)
 static int64_t same_topic(const member *members, int64_t count)
 {
     int64_t same = 1;
-    while (same < count && same < SC_JOURNAL_ENTRIES_MAX && members[same].partition->topic == members[0].partition->topic)
+    while (same < count && same < SC_JOURNAL_ENTRIES_MAX &&
+           members[same].partition->topic == members[0].partition->topic)
         same++;
     return same;
 }
@@ -388,7 +390,8 @@ static bool wait_for_lead(sc_journal *journal, sc_sync_request *self, sc_sync_re
     }
     pthread_mutex_unlock(&journal->group_mutex);
     uint32_t told;
-    while (!leads && (told = atomic_load_explicit(&self->told, memory_order_acquire)) != TOLD_DONE && told != TOLD_TO_LEAD)
+    while (!leads && (told = atomic_load_explicit(&self->told, memory_order_acquire)) != TOLD_DONE &&
+           told != TOLD_TO_LEAD)
         sc_os.wait((uint32_t *)&self->told, TOLD_NOTHING, -1);
     if (!leads && told == TOLD_DONE)
         return false;
@@ -436,7 +439,8 @@ int sc_journal_sync_partitions(sc_journal *journal, sc_partition **partitions, i
         free(members[i].error);
     free(members);
     sc_error unused;
-    if (sc_journal_is_filling(journal) && !atomic_exchange(&journal->checkpointing, true)) { /* others go on meanwhile */
+    if (sc_journal_is_filling(journal) &&
+        !atomic_exchange(&journal->checkpointing, true)) { /* others go on meanwhile */
         (void)sc_journal_checkpoint(journal, &unused);
         atomic_store(&journal->checkpointing, false);
     }

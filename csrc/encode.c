@@ -112,33 +112,33 @@ static void put_validity(sc_encoding *encoding, const sc_field *field, rows from
         copy_bits(to, from.array->buffers[0], from.array->offset + from.start, from.length);
 }
 
-#define DEFINE_OFFSETS(NAME, TYPE, UNSIGNED)                                                                             \
-    /* The extent of the values of `from` and the longest of them; false when the offsets go back. */           \
-    static bool NAME##_extent(rows from, int64_t *low, int64_t *high, int64_t *longest)                         \
-    {                                                                                                           \
-        *low = *high = *longest = 0;                                                                            \
-        if (from.length == 0)                                                                                   \
-            return true;                                                                                        \
-        const TYPE *ends = (const TYPE *)from.array->buffers[1] + from.array->offset + from.start;              \
-        TYPE wrong = ends[0], most = 0;                                                                         \
-        for (int64_t i = 0; i < from.length; i++) {                                                             \
-            TYPE size = (TYPE)((UNSIGNED)ends[i + 1] - (UNSIGNED)ends[i]);                                      \
-            wrong |= size;                                                                                      \
-            most = size > most ? size : most;                                                                   \
-        }                                                                                                       \
-        *low = ends[0];                                                                                         \
-        *high = ends[from.length];                                                                              \
-        *longest = most;                                                                                        \
-        return wrong >= 0 && ends[0] >= 0 && ends[from.length] >= ends[0];                                      \
-    }                                                                                                           \
-    static void NAME##_rebase(uint8_t *to, rows from)                                                           \
-    {                                                                                                           \
-        TYPE *out = (TYPE *)(void *)to;                                                                         \
-        if (from.length == 0)                                                                                   \
-            return;                                                                                             \
-        const TYPE *ends = (const TYPE *)from.array->buffers[1] + from.array->offset + from.start;              \
-        for (int64_t i = 0; i <= from.length; i++)                                                              \
-            out[i] = (TYPE)(ends[i] - ends[0]);                                                                 \
+#define DEFINE_OFFSETS(NAME, TYPE, UNSIGNED)                                                                           \
+    /* The extent of the values of `from` and the longest of them; false when the offsets go back. */                  \
+    static bool NAME##_extent(rows from, int64_t *low, int64_t *high, int64_t *longest)                                \
+    {                                                                                                                  \
+        *low = *high = *longest = 0;                                                                                   \
+        if (from.length == 0)                                                                                          \
+            return true;                                                                                               \
+        const TYPE *ends = (const TYPE *)from.array->buffers[1] + from.array->offset + from.start;                     \
+        TYPE wrong = ends[0], most = 0;                                                                                \
+        for (int64_t i = 0; i < from.length; i++) {                                                                    \
+            TYPE size = (TYPE)((UNSIGNED)ends[i + 1] - (UNSIGNED)ends[i]);                                             \
+            wrong |= size;                                                                                             \
+            most = size > most ? size : most;                                                                          \
+        }                                                                                                              \
+        *low = ends[0];                                                                                                \
+        *high = ends[from.length];                                                                                     \
+        *longest = most;                                                                                               \
+        return wrong >= 0 && ends[0] >= 0 && ends[from.length] >= ends[0];                                             \
+    }                                                                                                                  \
+    static void NAME##_rebase(uint8_t *to, rows from)                                                                  \
+    {                                                                                                                  \
+        TYPE *out = (TYPE *)(void *)to;                                                                                \
+        if (from.length == 0)                                                                                          \
+            return;                                                                                                    \
+        const TYPE *ends = (const TYPE *)from.array->buffers[1] + from.array->offset + from.start;                     \
+        for (int64_t i = 0; i <= from.length; i++)                                                                     \
+            out[i] = (TYPE)(ends[i] - ends[0]);                                                                        \
     }
 DEFINE_OFFSETS(offsets32, int32_t, uint32_t)
 DEFINE_OFFSETS(offsets64, int64_t, uint64_t)
@@ -148,8 +148,8 @@ static int put_binary(sc_encoding *encoding, rows from, bool large, sc_error *er
     int64_t low, high, longest;
     bool planning = encoding->body == NULL;
     if (planning) {
-        bool sound = large ? offsets64_extent(from, &low, &high, &longest)
-                           : offsets32_extent(from, &low, &high, &longest);
+        bool sound =
+            large ? offsets64_extent(from, &low, &high, &longest) : offsets32_extent(from, &low, &high, &longest);
         if (!sound)
             return sc_fail(error, SC_INVALID, "an Arrow array has offsets that go back");
         if (longest > encoding->max_record_bytes)
@@ -499,16 +499,16 @@ static int plan_message_buffers(sc_encoding *encoding, sc_error *error)
         sc_buffer buffer = sc_metadata_buffer(message, i);
         if (buffer.offset < 0 || buffer.length < 0 || buffer.offset > message->body_length - buffer.length)
             return sc_fail(error, SC_INVALID, "a compressed message has a buffer outside its body");
-        take(encoding, i == OFFSETS_BUFFER && encoding->input->offsets != NULL ? 8 + 8 * encoding->input->count
-                                                                               : buffer.length);
+        take(encoding,
+             i == OFFSETS_BUFFER && encoding->input->offsets != NULL ? 8 + 8 * encoding->input->count : buffer.length);
     }
     encoding->min_timestamp = encoding->input->min_timestamp;
     encoding->max_timestamp = encoding->input->max_timestamp;
     return SC_OK;
 }
 
-/* The offsets of a batch that is rewritten stay uncompressed, as Arrow allows for each buffer: a scan looks for its bounds
- * in them. */
+/* The offsets of a batch that is rewritten stay uncompressed, as Arrow allows for each buffer: a scan looks for its
+ * bounds in them. */
 static void write_plain_offsets(sc_encoding *encoding)
 {
     static const int64_t uncompressed = -1;
@@ -588,7 +588,8 @@ int sc_encoding_plan(sc_encoding *encoding, const sc_layout *layout, const sc_ba
 
 int64_t sc_encoding_empty_size(const sc_layout *layout)
 {
-    return SC_OPENING_SIZE + layout->metadata_size + SC_HEADER_SIZE + SC_ALIGNMENT; /* the first offset of each column */
+    return SC_OPENING_SIZE + layout->metadata_size + SC_HEADER_SIZE +
+           SC_ALIGNMENT; /* the first offset of each column */
 }
 
 int sc_encoding_plan_empty(sc_encoding *encoding, const sc_layout *layout, int64_t size, sc_error *error)

@@ -28,7 +28,7 @@ typedef struct sc_encoding {
 /* What a writer adds to the header. */
 typedef struct sc_placement {
     int64_t base_offset, durable_offset;
-    int64_t covered;  /* offsets, where they may be more than the rows: a rewritten batch; 0: as many as rows */
+    int64_t covered; /* offsets, where they may be more than the rows: a rewritten batch; 0: as many as rows */
     int64_t start_offset, unstable_count;
     uint16_t flags;
     int16_t producer_epoch;

@@ -1,10 +1,11 @@
 /*
- * Making the log durable, a partition by itself; commit.c lets many partitions share a sync. One sync at a time per partition and process: who comes first leads, the others wait in a
- * list (group commit). The end of the log is read before a sync begins, so a sync covers what had been stored by then,
- * whoever stored it. The leader whose sync is over hands the lead to a waiter that came too late for it: the next sync
- * begins at once, with all that was appended meanwhile. Then it wakes those that are covered, each by a word of its
- * own: woken together they would only queue at one lock again. A sync that fails covers nobody and poisons the
- * partition for every process: each waiter gets the lead in turn, and finds that out.
+ * Making the log durable, a partition by itself; commit.c lets many partitions share a sync. One sync at a time per
+ * partition and process: who comes first leads, the others wait in a list (group commit). The end of the log is read
+ * before a sync begins, so a sync covers what had been stored by then, whoever stored it. The leader whose sync is over
+ * hands the lead to a waiter that came too late for it: the next sync begins at once, with all that was appended
+ * meanwhile. Then it wakes those that are covered, each by a word of its own: woken together they would only queue at
+ * one lock again. A sync that fails covers nobody and poisons the partition for every process: each waiter gets the
+ * lead in turn, and finds that out.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -55,8 +56,10 @@ static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_err
     return code;
 }
 
-/* The same of records up to `end_offset`, unless they were deleted meanwhile, and the file with them: then *there is false. */
-static int sync_records(sc_partition *partition, const sc_segment *segment, int64_t end_offset, bool *there, sc_error *error)
+/* The same of records up to `end_offset`, unless they were deleted meanwhile, and the file with them: then *there is
+ * false. */
+static int sync_records(sc_partition *partition, const sc_segment *segment, int64_t end_offset, bool *there,
+                        sc_error *error)
 {
     int code = sync_bytes(partition, segment, error);
     *there = code != SC_OS || error->number != ENOENT || !sc_partition_is_deleted_below(partition, end_offset);
@@ -128,8 +131,8 @@ static void save_index(sc_partition *partition, sc_segment *segment, const sc_ta
         sc_index_save(segment, tail->end_position);
 }
 
-/* There is no segment for an offset. Had its records been deleted since the caller's tail was read, its file was removed after
- * a sync of all that lay before the note: moves to the records that are left. */
+/* There is no segment for an offset. Had its records been deleted since the caller's tail was read, its file was
+ * removed after a sync of all that lay before the note: moves to the records that are left. */
 static int pass_deleted(sc_partition *partition, int64_t *offset, sc_error *error)
 {
     sc_tail now;
@@ -227,8 +230,10 @@ static void note_safe_end(sc_partition *partition, const sc_tail *tail)
     pthread_mutex_lock(&partition->sync_mutex);
     if (partition->safe.segment_base != tail->segment_base || partition->safe.file_number != tail->file_number ||
         partition->safe.position < tail->end_position)
-        partition->safe = (sc_safe_end){.segment_base = tail->segment_base, .file_number = tail->file_number,
-                                        .position = tail->end_position, .offset = tail->end_offset};
+        partition->safe = (sc_safe_end){.segment_base = tail->segment_base,
+                                        .file_number = tail->file_number,
+                                        .position = tail->end_position,
+                                        .offset = tail->end_offset};
     pthread_mutex_unlock(&partition->sync_mutex);
 }
 
@@ -443,9 +448,9 @@ int sc_wait_durable(const sc_durable_target *targets, int64_t count, sc_error *e
 
 /* ---- closing, and notes that the log is durable ------------------------------------------------------------ */
 
-/* Cuts the active segment behind its end. Room for a batch without records stays: the next append may need it, and until then
- * readers of any kind see the end of the stream there. The new size is published before the cut: who is killed in between leaves a file that is longer
- * than it must be, never one that others store behind the end of. */
+/* Cuts the active segment behind its end. Room for a batch without records stays: the next append may need it, and
+ * until then readers of any kind see the end of the stream there. The new size is published before the cut: who is
+ * killed in between leaves a file that is longer than it must be, never one that others store behind the end of. */
 static int cut_tail(sc_partition *partition, sc_slot *slot, sc_tail *tail, sc_error *error)
 {
     int64_t size = page_ceiling(tail->end_position + sc_partition_reserve(partition, tail)), next_base;

@@ -77,11 +77,13 @@ static void tidy(sc_segment *segment)
 static void take_header(sc_segment *segment, const index_header *header)
 {
     if (memcmp(header->magic, index_magic, sizeof index_magic) != 0 || header_crc(segment, header) != header->crc ||
-        header->base_offset != segment->base_offset || (header->sealed & ~(uint32_t)INDEX_TRANSACTIONAL) != INDEX_SEALED)
+        header->base_offset != segment->base_offset ||
+        (header->sealed & ~(uint32_t)INDEX_TRANSACTIONAL) != INDEX_SEALED)
         return;
     segment->has_summary = true;
-    segment->summary = (sc_summary){header->end_offset, header->size, header->count, header->min_timestamp,
-                                    header->max_timestamp, (header->sealed & INDEX_TRANSACTIONAL) != 0};
+    segment->summary =
+        (sc_summary){header->end_offset,    header->size,          header->count,
+                     header->min_timestamp, header->max_timestamp, (header->sealed & INDEX_TRANSACTIONAL) != 0};
 }
 
 static void take_records(sc_segment *segment, const index_record *records, int64_t count)
@@ -106,7 +108,8 @@ void sc_index_load(sc_segment *segment)
     if (segment->index_loaded)
         return;
     segment->index_loaded = true;
-    sc_segment_bind(segment); /* first: who replaces the file removes its index before, so no new file has the old index */
+    sc_segment_bind(
+        segment); /* first: who replaces the file removes its index before, so no new file has the old index */
     char path[SC_PATH_MAX + 16];
     index_path(segment, path, sizeof path, "");
     int fd = sc_os.open(path, SC_OPEN_READ);

@@ -47,7 +47,8 @@ int sc_journal_header_read(int fd, const char *path, sc_journal_header *header, 
     if (!found)
         return SC_END;
     if (header->version != SC_JOURNAL_VERSION)
-        return sc_fail_at(error, SC_FORMAT, path, -1, 0, "the journal has a version that this streamcore does not know");
+        return sc_fail_at(error, SC_FORMAT, path, -1, 0,
+                          "the journal has a version that this streamcore does not know");
     if (header->area < SC_JOURNAL_PAGE || header->area % SC_JOURNAL_PAGE != 0 || header->area > (1 << 30) ||
         header->start < header->area || header->start % header->area != 0)
         return SC_END;
@@ -57,8 +58,7 @@ int sc_journal_header_read(int fd, const char *path, sc_journal_header *header, 
 uint32_t sc_journal_record_crc(const sc_journal_record *record)
 {
     size_t from = offsetof(sc_journal_record, entry_count);
-    return sc_crc32c(0, &record->entry_count,
-                     sizeof *record - from + record->entry_count * sizeof(sc_journal_entry));
+    return sc_crc32c(0, &record->entry_count, sizeof *record - from + record->entry_count * sizeof(sc_journal_entry));
 }
 
 static bool entries_make_sense(const sc_journal_record *record)
@@ -69,8 +69,8 @@ static bool entries_make_sense(const sc_journal_record *record)
         const sc_journal_entry *entry = &entries[i];
         if (entry->place < place || entry->size <= 0 || entry->size > record->size - entry->place ||
             entry->place % SC_ALIGNMENT != 0 || entry->size % SC_ALIGNMENT != 0 || entry->position <= 0 ||
-            entry->position % SC_ALIGNMENT != 0 || entry->position > INT64_MAX - entry->size || entry->base_offset < 0 ||
-            entry->anchor_position <= 0 || entry->anchor_position >= entry->position ||
+            entry->position % SC_ALIGNMENT != 0 || entry->position > INT64_MAX - entry->size ||
+            entry->base_offset < 0 || entry->anchor_position <= 0 || entry->anchor_position >= entry->position ||
             entry->first_offset < entry->base_offset || entry->end_offset < entry->first_offset)
             return false;
         place = entry->place + entry->size;
@@ -81,13 +81,15 @@ static bool entries_make_sense(const sc_journal_record *record)
 bool sc_journal_record_is_sound(const sc_journal_record *record, int64_t available, uint64_t salt, int64_t lsn)
 {
     if (memcmp(record->magic, record_magic, sizeof record_magic) != 0 || record->salt != salt ||
-        record->size < SC_JOURNAL_PAGE || record->size % SC_JOURNAL_PAGE != 0 || record->size > available || record->lsn != lsn)
+        record->size < SC_JOURNAL_PAGE || record->size % SC_JOURNAL_PAGE != 0 || record->size > available ||
+        record->lsn != lsn)
         return false;
     if (record->entry_count == 0 || record->entry_count > SC_JOURNAL_ENTRIES_MAX ||
         (int64_t)(sizeof *record + record->entry_count * sizeof(sc_journal_entry)) > record->size)
         return false;
-    return record->crc == sc_journal_record_crc(record) && memchr(record->name, 0, sizeof record->name) != NULL && record->name[0] != 0 && record->name[0] != '.' &&
-           strchr(record->name, '/') == NULL && entries_make_sense(record);
+    return record->crc == sc_journal_record_crc(record) && memchr(record->name, 0, sizeof record->name) != NULL &&
+           record->name[0] != 0 && record->name[0] != '.' && strchr(record->name, '/') == NULL &&
+           entries_make_sense(record);
 }
 
 bool sc_journal_segment_path(const sc_journal *journal, const char *name, const sc_journal_entry *entry,
@@ -163,8 +165,8 @@ static int make_file(sc_journal *journal, sc_error *error)
         code = sc_fail_os(error, "cannot make the journal", temporary);
     if (code == SC_OK)
         code = sc_journal_write_header(fd, temporary, &header, error);
-    if (code == SC_OK && (sc_os.sync(fd) != 0 || sc_os.rename(temporary, journal->path) != 0 ||
-                          sc_os_sync_folder(journal->folder) != 0))
+    if (code == SC_OK &&
+        (sc_os.sync(fd) != 0 || sc_os.rename(temporary, journal->path) != 0 || sc_os_sync_folder(journal->folder) != 0))
         code = sc_fail_os(error, "cannot make the journal", journal->path);
     if (fd >= 0)
         sc_os.close(fd);
@@ -173,8 +175,8 @@ static int make_file(sc_journal *journal, sc_error *error)
     return code;
 }
 
-/* Takes from the file what counts now, when the process that emptied it may have died before it said so. The caller holds
- * the lock for writing. */
+/* Takes from the file what counts now, when the process that emptied it may have died before it said so. The caller
+ * holds the lock for writing. */
 static int adopt(sc_journal *journal, int fd, sc_error *error)
 {
     sc_journal_header header;
@@ -403,7 +405,8 @@ static int64_t place_records(sc_journal *journal, uint8_t *records, int64_t size
     return lsn + size;
 }
 
-/* Past the page cache: that saves a copy and the search for dirty pages, a third of the time for a hundred partitions. */
+/* Past the page cache: that saves a copy and the search for dirty pages, a third of the time for a hundred partitions.
+ */
 static int write_records(sc_journal *journal, const uint8_t *records, int64_t size, int64_t position)
 {
     if (journal->direct_fd < 0 && !journal->no_direct)
@@ -547,7 +550,8 @@ static int add_segments(segment_set *set, const sc_journal_record *record, sc_er
 static int read_record(sc_journal *journal, int64_t lsn, sc_journal_record **record, sc_error *error)
 {
     sc_journal_record head;
-    int64_t at = lsn - atomic_load(&journal->shared->start), left = journal->area - at, position = SC_JOURNAL_AREA_AT + at;
+    int64_t at = lsn - atomic_load(&journal->shared->start), left = journal->area - at,
+            position = SC_JOURNAL_AREA_AT + at;
     int fd = atomic_load(&journal->fd);
     if (sc_os_read_whole(fd, &head, sizeof head, position) != 0)
         return sc_fail_os(error, "cannot read the journal", journal->path);
@@ -571,7 +575,8 @@ static int list_segments(sc_journal *journal, int64_t from, int64_t to, segment_
     for (int64_t lsn = from; code == SC_OK && lsn < to;) {
         code = read_record(journal, lsn, &record, error);
         if (code == SC_END)
-            code = sc_fail_at(error, SC_CORRUPT, journal->path, -1, SC_JOURNAL_AREA_AT + lsn - atomic_load(&journal->shared->start),
+            code = sc_fail_at(error, SC_CORRUPT, journal->path, -1,
+                              SC_JOURNAL_AREA_AT + lsn - atomic_load(&journal->shared->start),
                               "a record of the journal does not match its checksum");
         if (code == SC_OK)
             code = add_segments(set, record, error);
@@ -677,7 +682,8 @@ static int empty_locked(sc_journal *journal, sc_error *error)
     if (code == SC_OK)
         code = sc_journal_header_read(atomic_load(&journal->fd), journal->path, &header, error);
     if (code != SC_OK)
-        return code == SC_END ? sc_fail_at(error, SC_CORRUPT, journal->path, -1, 0, "the journal's header is damaged") : code;
+        return code == SC_END ? sc_fail_at(error, SC_CORRUPT, journal->path, -1, 0, "the journal's header is damaged")
+                              : code;
     if (header.start == head)
         return SC_OK; /* nothing was written since it was last emptied */
     header.generation++;

@@ -3,26 +3,27 @@
  *
  * A durable append stores its batches in the segment, as every append does. When several partitions wait at once, the
  * bytes of all of them that are not durable yet are copied into one file, and one fdatasync of that file makes them so.
- * The segments are synced later (a checkpoint), and then the place in the journal may be used again. The first who opens
- * the store for writing writes what the journal holds into the segments before anybody looks for the end of a log.
+ * The segments are synced later (a checkpoint), and then the place in the journal may be used again. The first who
+ * opens the store for writing writes what the journal holds into the segments before anybody looks for the end of a
+ * log.
  *
  * Two files in the store's folder:
  *
  *   journal         two copies of the file header, a page each, then an area of records. Made by the first use.
  *   journal-state   what processes that have the store open tell each other, mapped by all; worthless when none has.
  *
- * The place of a record is a number that only grows (an LSN, counted in bytes): `start` of the header is at the beginning of
- * the area. Each record begins where the one before it ends, at a multiple of 4096, so that writing one never touches a
- * sector of another.
+ * The place of a record is a number that only grows (an LSN, counted in bytes): `start` of the header is at the
+ * beginning of the area. Each record begins where the one before it ends, at a multiple of 4096, so that writing one
+ * never touches a sector of another.
  *
  *      0  sc_journal_record, 512 bytes, with the name of one topic's folder
  *    512  its entries, 64 bytes each: a run of whole batches in one segment
- *         the batches of each entry, at multiples of 64. They have checksums of their own, so the record has none for them.
- *         anything, up to a multiple of 4096
+ *         the batches of each entry, at multiples of 64. They have checksums of their own, so the record has none for
+ * them. anything, up to a multiple of 4096
  *
- * When the area is full the segments of all records are synced, and the other copy of the header is written, with a new salt
- * and a greater `start`: that empties the journal, for records count only with the salt of the header in force, the sound
- * one of the greatest generation. docs/decisions/0011 says why no record can overwrite anything newer.
+ * When the area is full the segments of all records are synced, and the other copy of the header is written, with a new
+ * salt and a greater `start`: that empties the journal, for records count only with the salt of the header in force,
+ * the sound one of the greatest generation. docs/decisions/0011 says why no record can overwrite anything newer.
  *
  * Locks (F_OFD_SETLK, one byte of `journal-state` each): 0 is held shared by every writer, and exclusively while the
  * journal is replayed or the store's last writer empties it; 1 by who opens; 2 while records are written; 3 while they
@@ -78,11 +79,11 @@ static_assert(sizeof(sc_journal_record) == 512 && offsetof(sc_journal_record, ls
 
 typedef struct sc_journal_entry {
     uint32_t partition;
-    uint32_t anchor_crc;  /* header CRC of the batch before the run */
-    int64_t base_offset;  /* of the segment */
-    int64_t position;     /* in the segment */
-    int64_t size;         /* a multiple of 64 */
-    int64_t place;        /* of the batches in the record */
+    uint32_t anchor_crc;     /* header CRC of the batch before the run */
+    int64_t base_offset;     /* of the segment */
+    int64_t position;        /* in the segment */
+    int64_t size;            /* a multiple of 64 */
+    int64_t place;           /* of the batches in the record */
     int64_t anchor_position; /* of the batch before the run, in the segment */
     int64_t first_offset, end_offset;
 } sc_journal_entry;
@@ -113,23 +114,23 @@ typedef struct sc_sync_request {
 
 struct sc_journal {
     atomic_long references;
-    char path[SC_PATH_MAX];       /* of the file */
+    char path[SC_PATH_MAX]; /* of the file */
     char state_path[SC_PATH_MAX];
-    char folder[SC_PATH_MAX];     /* of the store */
+    char folder[SC_PATH_MAX]; /* of the store */
     uint32_t fork_generation;
     uint8_t boot_id[16];
     int state_fd;
     bool guarded;
     sc_journal_shared *shared;
-    int64_t area;                     /* wanted when the file is made; then that of the file */
-    pthread_mutex_t write_mutex;      /* each before the lock of its kind */
+    int64_t area;                /* wanted when the file is made; then that of the file */
+    pthread_mutex_t write_mutex; /* each before the lock of its kind */
     pthread_mutex_t sync_mutex;
     pthread_mutex_t checkpoint_mutex;
-    _Atomic int fd;                   /* -1: not opened yet; set behind write_mutex */
-    int direct_fd;                    /* for records; -1: not opened yet, or they go through the page cache. Behind write_mutex */
+    _Atomic int fd; /* -1: not opened yet; set behind write_mutex */
+    int direct_fd;  /* for records; -1: not opened yet, or they go through the page cache. Behind write_mutex */
     bool no_direct;
     _Atomic(struct sc_journal_scratch *) scratch;
-    bool damaged;                     /* found when it was opened; then `damage` says what */
+    bool damaged; /* found when it was opened; then `damage` says what */
     sc_error damage;
     atomic_bool closed;
     /* group commit (commit.c) */
@@ -139,7 +140,8 @@ struct sc_journal {
     sc_sync_request *requests; /* newest first */
 };
 
-/* Records laid out for sc_journal_write: headers, entries and batches; what depends on their place is filled in there. */
+/* Records laid out for sc_journal_write: headers, entries and batches; what depends on their place is filled in there.
+ */
 typedef struct sc_journal_scratch {
     int64_t size, used;
     uint8_t *data;
@@ -150,8 +152,8 @@ bool sc_journal_is_usable(const sc_journal *journal);
 /* Writes records one behind the other; *end is the LSN that a sync must reach. SC_END: they do not fit, or the journal
  * cannot be used, and nothing was promised. */
 int sc_journal_write(sc_journal *journal, uint8_t *records, int64_t size, int64_t *end, sc_error *error);
-/* Returns when all records below `end` are on the drive; whoever comes meanwhile, from whichever process, shares the next
- * sync. Never repeated after a failure. */
+/* Returns when all records below `end` are on the drive; whoever comes meanwhile, from whichever process, shares the
+ * next sync. Never repeated after a failure. */
 int sc_journal_sync(sc_journal *journal, int64_t end, sc_error *error);
 /* Half of the area waits for a checkpoint. */
 bool sc_journal_is_filling(const sc_journal *journal);

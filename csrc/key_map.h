@@ -2,8 +2,8 @@
  * The greatest offset at which each key was seen, in memory of a fixed size. Internal.
  *
  * An entry has 24 bytes: 128 bits of SipHash-2-4 of the key, under a secret that is drawn anew for each map, and the
- * offset. Two keys share a digest with a probability of 2^-128, whoever chose them: with 2^32 keys that is 2^-65 for the
- * whole map, far less than that of a memory error which no checksum sees. Keys need not be compared, nor kept.
+ * offset. Two keys share a digest with a probability of 2^-128, whoever chose them: with 2^32 keys that is 2^-65 for
+ * the whole map, far less than that of a memory error which no checksum sees. Keys need not be compared, nor kept.
  */
 #ifndef STREAMCORE_KEY_MAP_H
 #define STREAMCORE_KEY_MAP_H

@@ -10,10 +10,9 @@
 int sc_kind_buffers(enum sc_kind kind)
 {
     static const int counts[] = {
-        [SC_KIND_NULL] = 0,   [SC_KIND_BOOL] = 2,       [SC_KIND_FIXED] = 2,
-        [SC_KIND_BINARY] = 3, [SC_KIND_LARGE_BINARY] = 3, [SC_KIND_VIEW] = 2,
-        [SC_KIND_LIST] = 2,   [SC_KIND_LARGE_LIST] = 2, [SC_KIND_FIXED_LIST] = 1,
-        [SC_KIND_STRUCT] = 1,
+        [SC_KIND_NULL] = 0,         [SC_KIND_BOOL] = 2,   [SC_KIND_FIXED] = 2, [SC_KIND_BINARY] = 3,
+        [SC_KIND_LARGE_BINARY] = 3, [SC_KIND_VIEW] = 2,   [SC_KIND_LIST] = 2,  [SC_KIND_LARGE_LIST] = 2,
+        [SC_KIND_FIXED_LIST] = 1,   [SC_KIND_STRUCT] = 1,
     };
     return counts[kind];
 }
@@ -106,8 +105,8 @@ static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, sc
     if (schema->dictionary != NULL || field_of_format(schema->format, field) != SC_OK)
         return sc_fail(error, SC_INVALID, "the field %s has the type '%s', which a topic cannot store",
                        schema->name ? schema->name : "?", schema->format);
-    bool one_child = field->kind == SC_KIND_LIST || field->kind == SC_KIND_LARGE_LIST ||
-                     field->kind == SC_KIND_FIXED_LIST;
+    bool one_child =
+        field->kind == SC_KIND_LIST || field->kind == SC_KIND_LARGE_LIST || field->kind == SC_KIND_FIXED_LIST;
     if (field->kind == SC_KIND_STRUCT ? schema->n_children < 0 : schema->n_children != one_child)
         return sc_fail(error, SC_INVALID, "the field %s has %lld children", schema->name ? schema->name : "?",
                        (long long)schema->n_children);

@@ -9,16 +9,15 @@
 struct sc_mapping {
     atomic_long references;
     const uint8_t *data;
-    int64_t size; /* mapped; the file may be shorter, and what lies behind its end is never touched */
-    bool copied;   /* with what the journal has for it: not the file's pages */
-    uint64_t inode; /* of the file, which may have another name by now, or none */
-    atomic_bool began; /* a batch was seen in it: it is not an empty segment that may be replaced */
+    int64_t size;              /* mapped; the file may be shorter, and what lies behind its end is never touched */
+    bool copied;               /* with what the journal has for it: not the file's pages */
+    uint64_t inode;            /* of the file, which may have another name by now, or none */
+    atomic_bool began;         /* a batch was seen in it: it is not an empty segment that may be replaced */
     _Atomic uint8_t *verified; /* a bit for each 512 bytes: the batch that begins there matches its checksum */
 };
 
 /* Maps `size` bytes of the file at `path`, which may lie beyond its end. */
 int sc_mapping_open(const char *path, int64_t size, sc_mapping **mapping, int64_t *file_size, sc_error *error);
-
 
 struct sc_run;
 /* The same of a segment for which the journal has runs that nobody has replayed yet: a copy that has them. */

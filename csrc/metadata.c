@@ -9,12 +9,36 @@
 enum { VERSION_V5 = 4, HEADER_RECORD_BATCH = 3, METHOD_BUFFER = 0 };
 enum { CODEC_FLATBUFFER_LZ4_FRAME = 0, CODEC_FLATBUFFER_ZSTD = 1 };
 
-static void put_u16(uint8_t *at, uint16_t value) { memcpy(at, &value, sizeof value); }
-static void put_u32(uint8_t *at, uint32_t value) { memcpy(at, &value, sizeof value); }
-static void put_i64(uint8_t *at, int64_t value) { memcpy(at, &value, sizeof value); }
-static uint16_t get_u16(const uint8_t *at) { uint16_t value; memcpy(&value, at, sizeof value); return value; }
-static uint32_t get_u32(const uint8_t *at) { uint32_t value; memcpy(&value, at, sizeof value); return value; }
-static int64_t get_i64(const uint8_t *at) { int64_t value; memcpy(&value, at, sizeof value); return value; }
+static void put_u16(uint8_t *at, uint16_t value)
+{
+    memcpy(at, &value, sizeof value);
+}
+static void put_u32(uint8_t *at, uint32_t value)
+{
+    memcpy(at, &value, sizeof value);
+}
+static void put_i64(uint8_t *at, int64_t value)
+{
+    memcpy(at, &value, sizeof value);
+}
+static uint16_t get_u16(const uint8_t *at)
+{
+    uint16_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+static uint32_t get_u32(const uint8_t *at)
+{
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+static int64_t get_i64(const uint8_t *at)
+{
+    int64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
 
 /* ---- writing ----------------------------------------------------------------------------------------------- */
 

@@ -33,9 +33,9 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels answer EINVAL, which the caller ignores */
 #endif
 #ifndef F_OFD_SETLK /* no open-file-description locks: locks of the process, one store handle per process */
-#define F_OFD_SETLK F_SETLK
+#define F_OFD_SETLK  F_SETLK
 #define F_OFD_SETLKW F_SETLKW
-#define F_OFD_GETLK F_GETLK
+#define F_OFD_GETLK  F_GETLK
 #endif
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
@@ -156,8 +156,9 @@ static int real_truncate(int fd, int64_t size)
 
 static int real_set_modified(int fd, int64_t modified_ns)
 {
-    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT},
-                                {.tv_sec = (time_t)(modified_ns / 1000000000), .tv_nsec = (long)(modified_ns % 1000000000)}};
+    struct timespec times[2] = {
+        {.tv_nsec = UTIME_OMIT},
+        {.tv_sec = (time_t)(modified_ns / 1000000000), .tv_nsec = (long)(modified_ns % 1000000000)}};
     return futimens(fd, times);
 }
 
@@ -239,8 +240,7 @@ static int real_populate(void *address, size_t size)
 
 static int real_lock(int fd, int64_t byte, int kind, bool wait)
 {
-    static const short types[] = {
-        [SC_LOCK_NONE] = F_UNLCK, [SC_LOCK_SHARED] = F_RDLCK, [SC_LOCK_EXCLUSIVE] = F_WRLCK};
+    static const short types[] = {[SC_LOCK_NONE] = F_UNLCK, [SC_LOCK_SHARED] = F_RDLCK, [SC_LOCK_EXCLUSIVE] = F_WRLCK};
     struct flock lock = {.l_type = types[kind], .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = 1};
     int result;
     do

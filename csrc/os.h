@@ -18,7 +18,8 @@ enum {
     SC_OPEN_WRITE,
     SC_OPEN_CREATE, /* fails when it exists */
     SC_OPEN_CREATE_OR_WRITE,
-    SC_OPEN_DIRECT, /* for writing past the page cache, whole pages from whole pages; EINVAL where that is not possible */
+    SC_OPEN_DIRECT, /* for writing past the page cache, whole pages from whole pages; EINVAL where that is not possible
+                     */
 };
 
 typedef struct sc_file_stat {
@@ -53,8 +54,8 @@ struct sc_os_table {
     /* Writes all of a file's bytes, and what is needed to find them again, to the drive: not its times. */
     int (*sync_data)(int fd);
     void *(*map)(int fd, size_t size, bool writable);
-    /* A copy of the file's first `file_size` bytes that changes with nobody, and zeros up to `size`: pages of one's own, once
-     * they are written to. */
+    /* A copy of the file's first `file_size` bytes that changes with nobody, and zeros up to `size`: pages of one's
+     * own, once they are written to. */
     void *(*map_copy)(int fd, size_t file_size, size_t size);
     int (*unmap)(void *address, size_t size);
     /* Maps the pages of a range for writing ahead of use: a hint that may fail. */

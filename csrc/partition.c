@@ -89,7 +89,8 @@ int sc_partition_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
     tail->file_number = number;
     if (!published_tail(partition, &published))
         return code;
-    *tail = published; /* a writer came meanwhile: files may have grown, or been cut or replaced, while we looked at them */
+    *tail =
+        published; /* a writer came meanwhile: files may have grown, or been cut or replaced, while we looked at them */
     return SC_OK;
 }
 
@@ -256,28 +257,31 @@ static int map_up_to(sc_partition *partition, sc_segment *segment, int64_t size,
         segment->runs = NULL; /* a writer has replayed: the file has them, and goes on */
         pthread_mutex_unlock(&segment->mutex);
     }
-    int code = sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
+    int code =
+        sc_segment_map(segment, size, atomic_load(&partition->topic->layouts), partition->number, mapping, error);
     if (code == SC_STALE)
         forget_object(partition, segment);
     return code;
 }
 
-int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping, sc_error *error)
+int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping,
+                           sc_error *error)
 {
     int64_t size = active ? sc_topic_settings_read(partition->topic).segment_bytes : 0;
     return map_up_to(partition, segment, size, mapping, error);
 }
 
 /* What a tail says of its active segment is true of one file. Only a sealed segment is replaced, and its successor is
- * published before: so while the log goes on in the same segment, what was mapped before is that file. When no writer has
- * the topic open, one may have come and gone: it has counted what it replaced. */
+ * published before: so while the log goes on in the same segment, what was mapped before is that file. When no writer
+ * has the topic open, one may have come and gone: it has counted what it replaced. */
 static bool is_still_active(sc_partition *partition, const sc_tail *tail)
 {
     sc_state *state = &partition->topic->state;
     sc_tail now;
     if (published_tail(partition, &now))
         return now.segment_base == tail->segment_base;
-    return state->writable || !sc_state_has_slot(state, partition->number) || tail->file_number == found_number(partition);
+    return state->writable || !sc_state_has_slot(state, partition->number) ||
+           tail->file_number == found_number(partition);
 }
 
 int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
@@ -291,7 +295,8 @@ int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail
         return code;
     sc_mapping_release(*mapping);
     *mapping = NULL;
-    return sc_fail_at(error, SC_STALE, segment->path, segment->base_offset, -1, "the segment is not the active one any more");
+    return sc_fail_at(error, SC_STALE, segment->path, segment->base_offset, -1,
+                      "the segment is not the active one any more");
 }
 
 int sc_partition_open(sc_partition *partition, sc_tail *tail, int64_t offset, sc_segment **segment, int64_t *next_base,
@@ -473,9 +478,9 @@ static int segment_info(sc_partition *partition, const sc_tail *tail, sc_segment
             return code;
         sc_mapping_release(mapping);
     }
-    int code = sc_partition_summarize(partition, segment, active ? tail->end_position : 0,
-                                      active ? tail->end_offset : next_base, topic->writable && !active, &summary,
-                                      error);
+    int code =
+        sc_partition_summarize(partition, segment, active ? tail->end_position : 0,
+                               active ? tail->end_offset : next_base, topic->writable && !active, &summary, error);
     if (code != SC_OK)
         return code;
     *info = (sc_segment_info){

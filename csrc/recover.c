@@ -8,12 +8,12 @@
  *   good, and at the expected offset   it stays
  *   anything else                      the log ends here when nothing good follows; otherwise it depends
  *
- * When the last header, or a good batch behind the damage, says that the log was durable beyond it, the damaged bytes had
- * been synced: that is corruption, which stays where it is and is reported by who reads it. So it is when the machine has
- * not gone down since they were written, for then the page cache had them whole; only an append of several batches that
- * was in flight may lack the opening of its first one. Else the machine lost power before they were
- * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too, and is synced away before
- * anything takes its place: what was cut must not come back behind later appends.
+ * When the last header, or a good batch behind the damage, says that the log was durable beyond it, the damaged bytes
+ * had been synced: that is corruption, which stays where it is and is reported by who reads it. So it is when the
+ * machine has not gone down since they were written, for then the page cache had them whole; only an append of several
+ * batches that was in flight may lack the opening of its first one. Else the machine lost power before they were
+ * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too, and is synced away
+ * before anything takes its place: what was cut must not come back behind later appends.
  *
  * An append of several batches is flagged so that it is kept whole or not at all.
  */
@@ -34,8 +34,8 @@ typedef struct recovery {
     bool same_boot;         /* the machine has not gone down since the log was last looked after */
     int64_t durable_offset; /* everything below it had been synced, or is deleted */
     int64_t start_offset;   /* as far as the log itself says */
-    bool removed; /* files */
-    bool stale;   /* an object of the snapshot was of a file that had been replaced */
+    bool removed;           /* files */
+    bool stale;             /* an object of the snapshot was of a file that had been replaced */
     sc_error *error;
 } recovery;
 
@@ -43,7 +43,7 @@ typedef struct recovery {
 typedef struct place {
     int64_t segment, position, offset;
     int64_t stable_offset; /* as the batch before this place says; -1: none was seen */
-    bool in_append; /* the batch before this place belongs to an append that goes on */
+    bool in_append;        /* the batch before this place belongs to an append that goes on */
     int64_t append_position, append_offset, append_stable_offset;
     bool behind_damage; /* nothing good was found yet behind a damaged place */
     int64_t damage_position, damage_offset;
@@ -101,8 +101,8 @@ static int holds_promised(recovery *self, const sc_segment *segment, bool *holds
     sc_mapping *mapping;
     sc_header header;
     int64_t file_size;
-    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
-                                    &file_size, self->error);
+    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0,
+                                    &mapping, &file_size, self->error);
     *holds = false;
     for (int64_t at = 0; code == SC_OK && !*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0;)
         *holds = self->same_boot || header.durable_offset > segment->base_offset;
@@ -240,7 +240,8 @@ static void search_unopened(void *context)
 {
     struct unopened *self = context;
     sc_header header;
-    for (int64_t at = self->position + SC_ALIGNMENT; at + SC_HEADER_SIZE <= self->end && !self->found; at += SC_ALIGNMENT) {
+    for (int64_t at = self->position + SC_ALIGNMENT; at + SC_HEADER_SIZE <= self->end && !self->found;
+         at += SC_ALIGNMENT) {
         memcpy(&header, self->data + at, sizeof header);
         self->found = sc_header_is_sound(&header) && header.base_offset == self->offset &&
                       header.metadata_size == at - self->position - SC_OPENING_SIZE &&
@@ -255,8 +256,8 @@ static bool is_unopened_append(const place *at, const sc_mapping *mapping, int64
     return sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_unopened, &self) && self.found;
 }
 
-/* Whether any good batch behind a place says that the log was durable beyond it: the next one may have been written before
- * the sync that the last one knows of. */
+/* Whether any good batch behind a place says that the log was durable beyond it: the next one may have been written
+ * before the sync that the last one knows of. */
 static bool was_durable(recovery *self, const place *at, const sc_mapping *mapping)
 {
     bool durable = false;
@@ -275,8 +276,8 @@ static bool was_durable(recovery *self, const place *at, const sc_mapping *mappi
     return durable;
 }
 
-/* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later. `end`:
- * where in this segment good batches follow; -1: they do not. */
+/* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later.
+ * `end`: where in this segment good batches follow; -1: they do not. */
 static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
                     const sc_header *later, int64_t end)
 {
@@ -316,8 +317,8 @@ static int pass_damaged(recovery *self, place *at, sc_mapping *mapping, const sc
 
 static int clear_tail(recovery *self, const place *at);
 
-/* Behind the last record of a sealed segment a note was lost with the power in part, and the marker with it: zeros end the
- * stream as well. */
+/* Behind the last record of a sealed segment a note was lost with the power in part, and the marker with it: zeros end
+ * the stream as well. */
 static int mend_sealed(recovery *self, const place *at, const sc_look *look)
 {
     bool torn = look->state == SC_BATCH_BAD && !look->unreadable && !sc_header_is_newer(&look->header) &&
@@ -573,8 +574,11 @@ static int recover_listed(recovery *self)
     if (code != SC_OK)
         return code;
     if (self->count == 0) {
-        *self->tail = (sc_tail){.start_offset = emptied_at, .end_offset = emptied_at, .durable_offset = emptied_at,
-                                .stable_offset = emptied_at, .segment_base = -1};
+        *self->tail = (sc_tail){.start_offset = emptied_at,
+                                .end_offset = emptied_at,
+                                .durable_offset = emptied_at,
+                                .stable_offset = emptied_at,
+                                .segment_base = -1};
         return sync_removals(self);
     }
     place at = {0};
@@ -617,9 +621,11 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
     bool same_boot = sc_state_is_same_boot(state, partition->number), stale;
     int code;
     if (repair)
-        sc_partition_drop_after(partition, 0); /* what is to be cut is judged by the files that are there, not by older ones */
+        sc_partition_drop_after(partition,
+                                0); /* what is to be cut is judged by the files that are there, not by older ones */
     do {
-        recovery self = {.partition = partition, .repair = repair, .tail = tail, .same_boot = same_boot, .error = error};
+        recovery self = {
+            .partition = partition, .repair = repair, .tail = tail, .same_boot = same_boot, .error = error};
         code = recover_once(&self);
         stale = self.stale; /* then it is out of the list */
     } while (stale);

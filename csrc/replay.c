@@ -7,12 +7,12 @@
  *   - the batch before the run is there, with the checksum that the entry names
  *   - every byte at its place is that of the run, or zero, or behind the end of the file: space ahead of a log is zero
  *
- * A file that was replaced by another of its name fails one of these, and keeps what it has. All runs that pass are written,
- * also where the bytes are there already: they may be so in the page cache alone, and after a failed sync the kernel
- * takes them for clean. Then the segments are synced, and the journal is emptied.
+ * A file that was replaced by another of its name fails one of these, and keeps what it has. All runs that pass are
+ * written, also where the bytes are there already: they may be so in the page cache alone, and after a failed sync the
+ * kernel takes them for clean. Then the segments are synced, and the journal is emptied.
  *
- * A record that does not match its checksum was being written when the power went, when no later one says that it had been
- * synced. Otherwise it was damaged: the file is set aside for whoever wants to look at it, and the store says so.
+ * A record that does not match its checksum was being written when the power went, when no later one says that it had
+ * been synced. Otherwise it was damaged: the file is set aside for whoever wants to look at it, and the store says so.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -54,8 +54,8 @@ static int add_record(replay *self, const sc_journal_record *record)
     return SC_OK;
 }
 
-/* Every record of this salt that lies where its LSN says; sound ones are stepped over whole: what looks like a record inside
- * one is somebody's data. */
+/* Every record of this salt that lies where its LSN says; sound ones are stepped over whole: what looks like a record
+ * inside one is somebody's data. */
 static int find_records(replay *self)
 {
     int64_t size = self->header.area;
@@ -80,8 +80,8 @@ static bool is_whole_run(const sc_journal_record *record, const sc_journal_entry
     for (int64_t at = 0; at < entry->size;) {
         sc_header header;
         const char *why;
-        if (sc_batch_look(data + at, entry->size - at, &header, &why) != SC_BATCH_GOOD || header.base_offset != offset ||
-            sc_batch_checksum(data + at, &header) != header.body_crc)
+        if (sc_batch_look(data + at, entry->size - at, &header, &why) != SC_BATCH_GOOD ||
+            header.base_offset != offset || sc_batch_checksum(data + at, &header) != header.body_crc)
             return false;
         at += header.total_size;
         offset = header.last_offset + 1;
@@ -331,7 +331,8 @@ int sc_journal_replay(sc_journal *journal, sc_error *error)
     return code;
 }
 
-/* ---- readers, before anybody has replayed -------------------------------------------------------------------------- */
+/* ---- readers, before anybody has replayed --------------------------------------------------------------------------
+ */
 
 static int keep_runs(replay *self, const char *name, sc_run ***last)
 {
@@ -453,6 +454,7 @@ static bool fits(const sc_run *run, const uint8_t *data)
 void sc_runs_store(const sc_run *runs, uint32_t partition, int64_t base_offset, uint8_t *data, int64_t size)
 {
     for (; runs != NULL; runs = runs->next)
-        if (is_run_of(runs, partition, base_offset) && runs->entry.position + runs->entry.size <= size && fits(runs, data))
+        if (is_run_of(runs, partition, base_offset) && runs->entry.position + runs->entry.size <= size &&
+            fits(runs, data))
             memcpy(data + runs->entry.position, runs->data, (size_t)runs->entry.size);
 }

@@ -68,7 +68,8 @@ static int remove_file(sc_segment *segment, sc_removal *removal, sc_error *error
         sc_os.close(fd);
     }
     if (sc_os.unlink(segment->path) != 0)
-        return errno == ENOENT ? SC_OK : sc_fail_os(error, "cannot remove a segment whose records are deleted", segment->path);
+        return errno == ENOENT ? SC_OK
+                               : sc_fail_os(error, "cannot remove a segment whose records are deleted", segment->path);
     sc_index_remove(segment);
     removal->segments++;
     removal->bytes += stat.size;

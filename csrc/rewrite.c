@@ -1,16 +1,16 @@
 /*
  * Replacing a sealed segment by another of its name: the same offsets in other batches, and perhaps fewer records.
  *
- *   1. `<base>.arrows.new` is written whole: schema message, batches, a control batch with what the dropped headers said of
- *      producers, the end marker; dated as the old file, and synced
- *   2. under the partition's lock: the old index is removed, and that is synced: the index of one file must not be taken
- *      for that of the other. Then the new file is renamed over the old one, and before and after that `rewrites` is
+ *   1. `<base>.arrows.new` is written whole: schema message, batches, a control batch with what the dropped headers
+ * said of producers, the end marker; dated as the old file, and synced
+ *   2. under the partition's lock: the old index is removed, and that is synced: the index of one file must not be
+ * taken for that of the other. Then the new file is renamed over the old one, and before and after that `rewrites` is
  *      counted up: every process forgets its segment objects before its next look
  *   3. the folder is synced, and a new index is written
  *
- * A crash leaves the old file or the new one, and perhaps a `.new` or no index, which costs nothing but time. Who has the
- * old file mapped keeps it. Only what cannot change any more is rewritten: below the durable offset and below the first
- * open transaction. A batch that does not match its checksum stops it.
+ * A crash leaves the old file or the new one, and perhaps a `.new` or no index, which costs nothing but time. Who has
+ * the old file mapped keeps it. Only what cannot change any more is rewritten: below the durable offset and below the
+ * first open transaction. A batch that does not match its checksum stops it.
  *
  * Offsets stay where they are: batches cover them without gaps, also where records are missing. Records of aborted
  * transactions are left out; those of committed ones become records like others; markers stay, byte by byte.
@@ -33,7 +33,8 @@
 
 static int fail_unfit(sc_rewrite *self, int64_t base_offset, sc_error *error)
 {
-    sc_fail(error, SC_RANGE, "offset %lld does not begin a segment that is sealed, durable and without open transactions",
+    sc_fail(error, SC_RANGE,
+            "offset %lld does not begin a segment that is sealed, durable and without open transactions",
             (long long)base_offset);
     error->offset = self->tail.start_offset;
     error->position = self->tail.end_offset;
@@ -96,8 +97,8 @@ void sc_rewrite_rewind(sc_rewrite *self)
     self->position = self->segment->first_position;
     self->offset = self->covered = self->segment->base_offset;
     self->row = self->rows_passed = 0;
-    self->report = (sc_rewrite_report){.base_offset = self->segment->base_offset, .end_offset = self->end_offset,
-                                       .bytes_before = self->mapping->size};
+    self->report = (sc_rewrite_report){
+        .base_offset = self->segment->base_offset, .end_offset = self->end_offset, .bytes_before = self->mapping->size};
     self->stable_offset = self->stable_before = 0;
     self->has_producers = false;
 }
@@ -169,7 +170,8 @@ static int note_abort(sc_rewrite *self, const sc_header *header, sc_error *error
     return SC_OK;
 }
 
-static int find_aborts_in(sc_rewrite *self, sc_segment *segment, int64_t end_position, sc_mapping *mapping, sc_error *error)
+static int find_aborts_in(sc_rewrite *self, sc_segment *segment, int64_t end_position, sc_mapping *mapping,
+                          sc_error *error)
 {
     int64_t position = segment->first_position, unused = 0;
     int code = SC_OK;
@@ -218,7 +220,8 @@ static int is_aborted(sc_rewrite *self, const sc_header *header, bool *aborted, 
     int code = self->aborts_known ? SC_OK : find_aborts(self, error);
     for (int64_t i = 0; code == SC_OK && i < self->abort_count && !*aborted; i++)
         *aborted = self->aborts[i].producer_id == header->producer_id &&
-                   header->base_offset >= self->aborts[i].first_offset && header->base_offset < self->aborts[i].marker_offset;
+                   header->base_offset >= self->aborts[i].first_offset &&
+                   header->base_offset < self->aborts[i].marker_offset;
     return code;
 }
 
@@ -390,9 +393,9 @@ static void write_encoding(void *context)
     sc_encoding_write(self->encoding, self->at, self->placement);
 }
 
-/* A batch that covers the offsets up to `last_offset`. Its header says of open transactions what the old ones said: whether
- * one that reaches beyond this segment was aborted is searched behind it as before. Only a marker ends one, so between
- * markers the newest header that was read holds. */
+/* A batch that covers the offsets up to `last_offset`. Its header says of open transactions what the old ones said:
+ * whether one that reaches beyond this segment was aborted is searched behind it as before. Only a marker ends one, so
+ * between markers the newest header that was read holds. */
 static sc_placement placement_of(const sc_rewrite *self, int64_t last_offset, uint16_t flags)
 {
     bool before_marker = self->at_marker && last_offset < self->offset - 1;
@@ -429,7 +432,8 @@ static int put_empty(sc_rewrite *self, int64_t last_offset, sc_error *error)
     sc_encoding encoding;
     int code = ensure_file(self, error);
     if (code == SC_OK)
-        code = sc_encoding_plan_empty(&encoding, self->segment->layout, sc_encoding_empty_size(self->segment->layout), error);
+        code = sc_encoding_plan_empty(&encoding, self->segment->layout, sc_encoding_empty_size(self->segment->layout),
+                                      error);
     if (code != SC_OK)
         return code;
     code = take_scratch(self, encoding.total_size, error);
@@ -439,7 +443,8 @@ static int put_empty(sc_rewrite *self, int64_t last_offset, sc_error *error)
     return code;
 }
 
-static int add_inside(sc_rewrite *self, const sc_batch_input *input, int64_t last_offset, uint16_t flags, sc_error *error)
+static int add_inside(sc_rewrite *self, const sc_batch_input *input, int64_t last_offset, uint16_t flags,
+                      sc_error *error)
 {
     sc_encoding encoding;
     sc_batch_input copy = *input;
@@ -562,7 +567,8 @@ static int replay(sc_producer_state *state, const sc_segment *segment, sc_mappin
         sc_look look = sc_segment_look(mapping, position, mapping->size, false, &unused);
         if (look.state != SC_BATCH_GOOD) {
             position = look.state != SC_BATCH_BAD || look.unreadable
-                           ? -1 : sc_segment_find_good(mapping, position, mapping->size, &look.header);
+                           ? -1
+                           : sc_segment_find_good(mapping, position, mapping->size, &look.header);
             continued = false;
             if (position < 0)
                 return SC_OK;
@@ -597,7 +603,8 @@ static int replay_before(sc_rewrite *self, sc_producer_state *state, sc_error *e
     return code;
 }
 
-/* The state at the end of this segment, of the producers that it speaks of. Those of before are marked by times below 0. */
+/* The state at the end of this segment, of the producers that it speaks of. Those of before are marked by times below
+ * 0. */
 static int find_producers(sc_rewrite *self, sc_producer_state *state, sc_error *error)
 {
     int code = replay_before(self, state, error);
@@ -621,7 +628,8 @@ static int put_producers(sc_rewrite *self, sc_error *error)
     int code = find_producers(self, state, error);
     int64_t size = sc_producers_batch_size(self->segment->layout, state);
     if (code == SC_OK && size > SC_BATCH_BYTES_MAX)
-        code = sc_fail(error, SC_TOO_LARGE, "the state of %lld producers is too large for a batch", (long long)state->count);
+        code = sc_fail(error, SC_TOO_LARGE, "the state of %lld producers is too large for a batch",
+                       (long long)state->count);
     if (code == SC_OK)
         code = take_scratch(self, size, error);
     if (code == SC_OK) {
@@ -702,8 +710,8 @@ static int settle(sc_rewrite *self, sc_error *error)
     int code = sc_partition_folder(self->partition, folder, error);
     if (code == SC_OK && sc_os_sync_folder(folder) != 0)
         code = sc_fail_os(error, "cannot sync a partition's folder", folder);
-    if (code != SC_OK || sc_partition_find(self->partition, &self->tail, self->segment->base_offset, &segment, &next_base,
-                                           &unused) != SC_OK)
+    if (code != SC_OK || sc_partition_find(self->partition, &self->tail, self->segment->base_offset, &segment,
+                                           &next_base, &unused) != SC_OK)
         return code;
     if (segment != NULL && segment->base_offset == self->segment->base_offset && next_base >= 0)
         (void)sc_partition_summarize(self->partition, segment, 0, next_base, true, &summary, &unused);
@@ -790,7 +798,8 @@ static void mark_row(struct keys *self, int64_t row, const uint64_t digest[2])
     int64_t offset = rows->offsets[row], time = rows->timestamps[row], at = self->rewrite->row + row;
     bool keyed = is_set(rows->key_validity, row), tombstone = keyed && !is_set(rows->value_validity, row);
     bool stale = keyed && sc_key_map_get_digest(self->map, digest) > offset;
-    bool spent = tombstone && time < self->tombstones_before && offset >= self->from_offset && offset < self->end_offset;
+    bool spent =
+        tombstone && time < self->tombstones_before && offset >= self->from_offset && offset < self->end_offset;
     if (stale || spent) {
         self->dropped++;
         return;
@@ -815,8 +824,12 @@ int sc_rewrite_mark(sc_rewrite *self, sc_key_map *map, int64_t tombstones_before
                     int64_t end_offset, int64_t *dropped, int64_t *oldest_tombstone, sc_error *error)
 {
     sc_batch batch;
-    struct keys keys = {.rewrite = self, .map = map, .tombstones_before = tombstones_before,
-                        .from_offset = from_offset, .end_offset = end_offset, .oldest_tombstone = INT64_MAX};
+    struct keys keys = {.rewrite = self,
+                        .map = map,
+                        .tombstones_before = tombstones_before,
+                        .from_offset = from_offset,
+                        .end_offset = end_offset,
+                        .oldest_tombstone = INT64_MAX};
     int code;
     sc_rewrite_rewind(self);
     free(self->keep);
@@ -859,7 +872,8 @@ int sc_rewrite_collect(sc_rewrite *self, sc_key_map *map, int64_t from_offset, i
                        sc_error *error)
 {
     sc_batch batch;
-    struct keys keys = {.rewrite = self, .map = map, .from_offset = from_offset, .end_offset = end_offset, .full_at = -1};
+    struct keys keys = {
+        .rewrite = self, .map = map, .from_offset = from_offset, .end_offset = end_offset, .full_at = -1};
     int code = SC_OK;
     sc_rewrite_rewind(self);
     while (keys.full_at < 0 && (code = sc_rewrite_next(self, &batch, error)) == SC_OK) {
@@ -934,8 +948,11 @@ static int flush_pending(pending *self, int64_t last_offset, sc_error *error)
 {
     if (self->count == 0)
         return SC_OK;
-    sc_batch_input input = {.count = self->count, .keys = self->keyed ? self->keys : NULL, .values = self->values,
-                            .timestamps = self->timestamps, .offsets = self->offsets};
+    sc_batch_input input = {.count = self->count,
+                            .keys = self->keyed ? self->keys : NULL,
+                            .values = self->values,
+                            .timestamps = self->timestamps,
+                            .offsets = self->offsets};
     int64_t last = self->offsets[self->count - 1];
     int code = add_inside(self->rewrite, &input, last_offset < 0 ? last : last_offset, self->flags, error);
     self->count = self->bytes = 0;
@@ -995,7 +1012,8 @@ static int run_plain(pending *self, sc_progress_callback progress, void *context
     return flush_pending(self, rewrite->end_offset - 1, error);
 }
 
-int sc_rewrite_plain(sc_rewrite *self, int64_t batch_bytes, sc_progress_callback progress, void *context, sc_error *error)
+int sc_rewrite_plain(sc_rewrite *self, int64_t batch_bytes, sc_progress_callback progress, void *context,
+                     sc_error *error)
 {
     pending pending;
     int code = sc_topic_enter(self->topic, error);

@@ -13,10 +13,10 @@ struct sc_rewrite {
     sc_mapping *mapping;
     int64_t end_offset; /* of the segment */
 
-    int64_t position, offset; /* of the next batch of the old file */
-    bool trusting; /* bodies are not checked: nothing is written */
-    int64_t row, rows_passed; /* rows before the current batch, and with it: aborted ones left out */
-    bool has_producers; /* some header, or an earlier rewriting, speaks of one */
+    int64_t position, offset;             /* of the next batch of the old file */
+    bool trusting;                        /* bodies are not checked: nothing is written */
+    int64_t row, rows_passed;             /* rows before the current batch, and with it: aborted ones left out */
+    bool has_producers;                   /* some header, or an earlier rewriting, speaks of one */
     int64_t stable_offset, stable_before; /* as the headers say up to the current batch, and before it */
     bool at_marker;
     sc_aborted *aborts;

@@ -1,6 +1,6 @@
 /*
- * A bounded read. The scan stands on a message of a segment and moves forward; nothing is opened before it is needed, and
- * segments whose summary shows that they hold no wanted time are not opened at all.
+ * A bounded read. The scan stands on a message of a segment and moves forward; nothing is opened before it is needed,
+ * and segments whose summary shows that they hold no wanted time are not opened at all.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,7 +19,7 @@ struct sc_scan {
     sc_tally *tally;
     int64_t verified; /* bytes, not in the tally yet */
     int64_t bytes;    /* of the batches that had wanted rows */
-    int64_t left; /* rows until the limit; -1: no limit */
+    int64_t left;     /* rows until the limit; -1: no limit */
 
     int64_t range; /* the one that we read; range_count: the end */
     sc_partition *partition;
@@ -104,7 +104,8 @@ static int fail_here(sc_scan *scan, sc_look look, sc_error *error)
     if (look.state != SC_BATCH_BAD)
         look.why = "records are missing here";
     int code = sc_segment_fail(scan->segment, &look, scan->offset, scan->position, error);
-    int64_t found = look.unreadable ? -1 : sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
+    int64_t found =
+        look.unreadable ? -1 : sc_segment_find_good(scan->mapping, scan->position, scan->end_position, &later);
     int64_t next = found >= 0 ? later.base_offset : scan->next_base;
     size_t used = strlen(error->message);
     if (next > scan->offset && next < range->end_offset)
@@ -165,8 +166,8 @@ static bool can_skip(sc_scan *scan)
 static bool skip_segment(sc_scan *scan)
 {
     sc_error unused;
-    if (!is_time_bounded(scan) ||
-        sc_partition_find(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base, &unused) != SC_OK)
+    if (!is_time_bounded(scan) || sc_partition_find(scan->partition, &scan->tail, scan->offset, &scan->segment,
+                                                    &scan->next_base, &unused) != SC_OK)
         return false;
     bool skips = scan->segment != NULL && can_skip(scan);
     if (skips)
@@ -182,8 +183,8 @@ static int enter_segment(sc_scan *scan, sc_error *error)
     int code = sc_partition_open(scan->partition, &scan->tail, scan->offset, &scan->segment, &scan->next_base,
                                  &scan->mapping, error);
     if (code == SC_OK && scan->segment == NULL)
-        return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld", (unsigned)scan->partition->number,
-                       (long long)scan->offset);
+        return sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld",
+                       (unsigned)scan->partition->number, (long long)scan->offset);
     if (code != SC_OK) {
         if (scan->segment != NULL)
             error->offset = scan->offset;
@@ -191,7 +192,8 @@ static int enter_segment(sc_scan *scan, sc_error *error)
         return code;
     }
     scan->end_position = sc_tail_end_in(&scan->tail, scan->segment, scan->mapping);
-    scan->position = sc_segment_seek(scan->segment, scan->mapping, scan->offset, scan->end_position, &scan->chain_offset);
+    scan->position =
+        sc_segment_seek(scan->segment, scan->mapping, scan->offset, scan->end_position, &scan->chain_offset);
     sc_tally_add(&scan->tally->segments, 1);
     return SC_OK;
 }
@@ -275,8 +277,8 @@ static bool is_wanted(const sc_scan *scan, const sc_header *header)
            header->max_timestamp >= scan->options.min_timestamp && header->min_timestamp <= scan->options.max_timestamp;
 }
 
-/* Whether a batch of a transaction is none of what is wanted: its marker, which may lie in a later segment, aborts it, or is
- * not there yet. */
+/* Whether a batch of a transaction is none of what is wanted: its marker, which may lie in a later segment, aborts it,
+ * or is not there yet. */
 static int is_aborted(sc_scan *scan, const sc_header *header, bool *aborted, sc_error *error)
 {
     sc_segment *segment = scan->segment, *found = NULL;
@@ -315,12 +317,14 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
     bool behind_records = scan->next_base >= 0 && scan->chain_offset >= scan->next_base;
     if (look.state == SC_BATCH_BAD && behind_records && !look.unreadable && !sc_header_is_newer(&look.header) &&
         !sc_state_is_same_boot(&scan->topic->state, scan->partition->number))
-        return finish_segment(scan, &look, error); /* a note that was lost with the power, and nobody has mended that yet */
+        return finish_segment(scan, &look,
+                              error); /* a note that was lost with the power, and nobody has mended that yet */
     if (look.state == SC_BATCH_GOOD && look.header.base_offset != scan->chain_offset) {
         look.state = SC_BATCH_BAD;
         look.why = "a batch does not follow the one before it";
     }
-    bool wanted = look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header);
+    bool wanted =
+        look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header);
     if (wanted && scan->options.committed && (look.header.flags & SC_FLAG_TRANSACTIONAL) != 0) {
         bool aborted;
         int code = is_aborted(scan, &look.header, &aborted, error);
@@ -397,8 +401,8 @@ static int explain(sc_scan *scan, int code, sc_error *error)
         return code;
     if (is_gone(scan->topic))
         return sc_fail(error, SC_DELETED, "the topic was deleted");
-    if (code != SC_RANGE && scan->partition != NULL &&
-        sc_partition_tail(scan->partition, &tail, &unused) == SC_OK && tail.start_offset > scan->offset)
+    if (code != SC_RANGE && scan->partition != NULL && sc_partition_tail(scan->partition, &tail, &unused) == SC_OK &&
+        tail.start_offset > scan->offset)
         return fail_out_of_range(scan, &tail, scan->offset, scan->ranges[scan->range].end_offset, error);
     return code;
 }
@@ -426,11 +430,11 @@ static bool count_segment(sc_scan *scan, int64_t *count)
     if (is_time_bounded(scan) || scan->left >= 0 || scan->segment != NULL ||
         sc_partition_find(scan->partition, &scan->tail, scan->offset, &segment, &next_base, &unused) != SC_OK)
         return false;
-    bool whole = segment != NULL && next_base >= 0 && next_base <= range->end_offset &&
-                 segment->base_offset == scan->offset &&
-                 sc_partition_summarize(scan->partition, segment, 0, next_base, scan->topic->writable, &summary,
-                                        &unused) == SC_OK &&
-                 !(scan->options.committed && summary.transactional);
+    bool whole =
+        segment != NULL && next_base >= 0 && next_base <= range->end_offset && segment->base_offset == scan->offset &&
+        sc_partition_summarize(scan->partition, segment, 0, next_base, scan->topic->writable, &summary, &unused) ==
+            SC_OK &&
+        !(scan->options.committed && summary.transactional);
     sc_segment_release(segment);
     if (whole) {
         *count += summary.count;

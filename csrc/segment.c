@@ -114,12 +114,13 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
     return SC_OK;
 }
 
-/* Whether the file must be mapped anew, or another one has its name. One that was mapped while it was active may have been
- * sealed at a size beyond that mapping, and one that was empty may have been replaced by another of its name. */
+/* Whether the file must be mapped anew, or another one has its name. One that was mapped while it was active may have
+ * been sealed at a size beyond that mapping, and one that was empty may have been replaced by another of its name. */
 static bool is_stale(sc_segment *segment, int64_t size)
 {
     sc_file_stat stat;
-    if (segment->mapping == NULL || segment->mapping->size < size || (segment->mapping->copied && segment->runs == NULL))
+    if (segment->mapping == NULL || segment->mapping->size < size ||
+        (segment->mapping->copied && segment->runs == NULL))
         return true;
     bool active = size > 0;
     if (active ? atomic_load_explicit(&segment->mapping->began, memory_order_relaxed) : !segment->may_grow)
@@ -270,7 +271,8 @@ int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offs
     if (sc_header_is_newer(&look->header)) {
         error->code = SC_FORMAT;
         snprintf(error->message, sizeof error->message,
-                 "the batch has format version %u and flags 0x%x; this version of streamcore knows version %u and flags 0x%x",
+                 "the batch has format version %u and flags 0x%x; this version of streamcore knows version %u and "
+                 "flags 0x%x",
                  (unsigned)look->header.version, (unsigned)look->header.flags, (unsigned)SC_BATCH_VERSION,
                  (unsigned)SC_FLAGS_KNOWN);
     }
@@ -321,8 +323,7 @@ static sc_index_entry nearest_entry(sc_segment *segment, int64_t offset, int64_t
     return found;
 }
 
-int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end,
-                        int64_t *batch_offset)
+int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end, int64_t *batch_offset)
 {
     int64_t unused = 0;
     sc_index_entry entry = nearest_entry(segment, offset, end);

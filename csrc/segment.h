@@ -4,9 +4,10 @@
  * A sc_segment is shared by the partition's list and the scans that stand on it, by reference count. What it learns
  * (index entries, verified batches, a summary) it keeps behind its own mutex.
  *
- * It is bound to one file, not to the name: to the inode that had the name when it was first mapped, or when its index was
- * first read. Another file may take that name, and then positions, summary and aborted transactions of the one do not
- * fit the other: the object stays with its file, and who must map it anew gets SC_STALE and looks for another object.
+ * It is bound to one file, not to the name: to the inode that had the name when it was first mapped, or when its index
+ * was first read. Another file may take that name, and then positions, summary and aborted transactions of the one do
+ * not fit the other: the object stays with its file, and who must map it anew gets SC_STALE and looks for another
+ * object.
  */
 #ifndef STREAMCORE_SEGMENT_H
 #define STREAMCORE_SEGMENT_H
@@ -41,7 +42,8 @@ typedef struct sc_segment {
     sc_mapping *mapping; /* NULL until used */
     uint64_t inode;      /* of its file; 0: not bound yet */
     bool may_grow;       /* it was mapped while it was the active segment */
-    _Atomic(const struct sc_run *) runs; /* of the topic, in the journal: for a reader that comes before a replay; NULL: none */
+    _Atomic(const struct sc_run *)
+        runs; /* of the topic, in the journal: for a reader that comes before a replay; NULL: none */
     const sc_layout *layout;
     int64_t first_position; /* of the first batch */
     sc_index_entry *entries;
@@ -55,8 +57,8 @@ sc_segment *sc_segment_new(const char *folder, int64_t base_offset);
 void sc_segment_retain(sc_segment *segment);
 void sc_segment_release(sc_segment *segment);
 
-/* Maps at least `size` bytes of the file, 0: all of a sealed one, and recognises its schema among `layouts`. SC_FORMAT: not
- * one of them. SC_STALE: another file has the name by now. The mapping is retained for the caller. */
+/* Maps at least `size` bytes of the file, 0: all of a sealed one, and recognises its schema among `layouts`. SC_FORMAT:
+ * not one of them. SC_STALE: another file has the name by now. The mapping is retained for the caller. */
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                    sc_mapping **mapping, sc_error *error);
 
@@ -76,15 +78,14 @@ typedef struct sc_look {
 
 /* Looks at the message at `position`, no further than `end`; with `verify` at its body too, once per process. */
 sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified);
-/* The position of the next good batch behind `position` with a sound body; -1: there is none. A damaged batch whose header is
- * good is stepped over whole: what looks like a batch inside it is somebody's data. */
+/* The position of the next good batch behind `position` with a sound body; -1: there is none. A damaged batch whose
+ * header is good is stepped over whole: what looks like a batch inside it is somebody's data. */
 int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header);
 /* A corrupt or unreadable place as an error. */
 int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error);
 
 /* Where to begin to look for `offset`: a batch at or before it. */
-int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end,
-                        int64_t *batch_offset);
+int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end, int64_t *batch_offset);
 /* Remembers where a batch lies, when no batch near it is remembered. */
 void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position);
 

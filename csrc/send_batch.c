@@ -1,9 +1,9 @@
 /*
  * One batch of a send buffer: Arrow columns that grow record by record.
  *
- * A record is put in two steps: first all memory that it needs is reserved, which may fail and changes no row; then it is
- * written, which cannot fail. A column that has only nulls so far stores nothing; its first value makes up for the rows
- * before it. Validity bits exist from the first null on.
+ * A record is put in two steps: first all memory that it needs is reserved, which may fail and changes no row; then it
+ * is written, which cannot fail. A column that has only nulls so far stores nothing; its first value makes up for the
+ * rows before it. Validity bits exist from the first null on.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -91,9 +91,17 @@ void sc_send_batch_clear(sc_send_batch *batch)
     column_clear(&kept.header_key);
     column_clear(&kept.header_value);
     *batch = (sc_send_batch){
-        .key = kept.key, .value = kept.value, .headers = kept.headers, .header_key = kept.header_key,
-        .header_value = kept.header_value, .timestamps = kept.timestamps, .tags = kept.tags, .objects = kept.objects,
-        .memory = kept.memory, .first_offset = -1, .end_offset = -1,
+        .key = kept.key,
+        .value = kept.value,
+        .headers = kept.headers,
+        .header_key = kept.header_key,
+        .header_value = kept.header_value,
+        .timestamps = kept.timestamps,
+        .tags = kept.tags,
+        .objects = kept.objects,
+        .memory = kept.memory,
+        .first_offset = -1,
+        .end_offset = -1,
     };
 }
 
@@ -201,7 +209,8 @@ int sc_send_batch_reserve(sc_send_batch *batch, sc_send_room *room, const sc_sen
         code = column_reserve(batch, room, &batch->value, 1, record->value.size, record->value.data == NULL, false);
     if (code == SC_OK)
         code = column_reserve(batch, room, &batch->key, 1, record->key.size, record->key.data == NULL, false);
-    if (code == SC_OK && (record->header_count > 0 || batch->headers.present || record->tag != NULL || record->object != NULL))
+    if (code == SC_OK &&
+        (record->header_count > 0 || batch->headers.present || record->tag != NULL || record->object != NULL))
         code = reserve_rest(batch, room, record);
     return code;
 }
@@ -244,12 +253,14 @@ void sc_send_batch_drop_objects(sc_send_batch *batch, sc_send_room *room)
 
 /* ---- as Arrow arrays --------------------------------------------------------------------------------------- */
 
-static void make_array(struct ArrowArray *array, const void **buffers, int64_t buffer_count, int64_t length, int64_t nulls)
+static void make_array(struct ArrowArray *array, const void **buffers, int64_t buffer_count, int64_t length,
+                       int64_t nulls)
 {
     *array = (struct ArrowArray){.length = length, .null_count = nulls, .n_buffers = buffer_count, .buffers = buffers};
 }
 
-static const struct ArrowArray *column_array(const sc_send_column *column, const void **buffers, struct ArrowArray *array)
+static const struct ArrowArray *column_array(const sc_send_column *column, const void **buffers,
+                                             struct ArrowArray *array)
 {
     if (!column->present)
         return NULL;
@@ -260,7 +271,8 @@ static const struct ArrowArray *column_array(const sc_send_column *column, const
     return array;
 }
 
-void sc_send_batch_input(const sc_send_batch *batch, bool log_append_time, sc_send_arrays *arrays, sc_batch_input *input)
+void sc_send_batch_input(const sc_send_batch *batch, bool log_append_time, sc_send_arrays *arrays,
+                         sc_batch_input *input)
 {
     *input = (sc_batch_input){
         .count = batch->count,

@@ -25,13 +25,13 @@
 #include "send_batch.h"
 
 enum {
-    NEWS_NS = 100 * 1000 * 1000,         /* how late the caller hears of appends */
-    SPARE_NS = 1000 * 1000 * 1000,       /* how long memory is kept when there is nothing to do */
-    UNSYNCED_BYTES_MAX = 8 << 20,        /* appended before a sync */
+    NEWS_NS = 100 * 1000 * 1000,   /* how late the caller hears of appends */
+    SPARE_NS = 1000 * 1000 * 1000, /* how long memory is kept when there is nothing to do */
+    UNSYNCED_BYTES_MAX = 8 << 20,  /* appended before a sync */
 };
 
-/* For how many ticks of the processor's counter a time is good: less than 0.1 ms at the rates that there are, 1 to 5 GHz and
- * 24 MHz to 1 GHz. */
+/* For how many ticks of the processor's counter a time is good: less than 0.1 ms at the rates that there are, 1 to 5
+ * GHz and 24 MHz to 1 GHz. */
 #if defined(__x86_64__)
 enum { CLOCK_TICKS = 100000 };
 #elif defined(__aarch64__)
@@ -74,16 +74,16 @@ struct sc_send_buffer {
     sc_send_room room;
     batch_queue spare, ready, retries;
     int64_t spare_bytes;
-    sc_send_batch *oldest, *newest;           /* unfinished */
+    sc_send_batch *oldest, *newest; /* unfinished */
     sc_send_batch *oldest_open, *newest_open;
     int64_t unfinished;
-    int64_t next_number, flush_number;        /* batches up to flush_number are due */
-    uint64_t clock_ticks;                     /* when clock_ms was read */
+    int64_t next_number, flush_number; /* batches up to flush_number are due */
+    uint64_t clock_ticks;              /* when clock_ms was read */
     int64_t clock_ms;
-    int64_t starving;                         /* threads that wait for room */
+    int64_t starving; /* threads that wait for room */
     bool closing;
-    bool sleeping;                            /* the worker waits for work_word to change */
-    int64_t waiters;                          /* for finished_word */
+    bool sleeping;   /* the worker waits for work_word to change */
+    int64_t waiters; /* for finished_word */
     _Atomic uint32_t work_word, finished_word;
     atomic_bool room_asked;
     /* the worker's own */
@@ -255,7 +255,8 @@ int sc_send_buffer_add_topic(sc_send_buffer *self, sc_topic *topic, const sc_sen
     made->context = context;
     made->plan = *plan;
     made->lanes = lanes;
-    made->sticky = (uint32_t)sc_os.monotonic_ns() / 1000 % plan->partitions; /* producers do not all begin at the same one */
+    made->sticky =
+        (uint32_t)sc_os.monotonic_ns() / 1000 % plan->partitions; /* producers do not all begin at the same one */
     pthread_mutex_lock(&self->mutex);
     made->next = self->topics;
     self->topics = made;
@@ -351,8 +352,8 @@ static bool fits(const sc_send_buffer *self, const sc_send_batch *batch, int64_t
     return batch != NULL && batch->bytes + bytes <= self->options.batch_bytes && batch->count < SC_SEND_BATCH_ROWS_MAX;
 }
 
-/* The lane where a record goes. Without a key they stay in one partition until its batch is closed (KIP-480), then go to
- * the next one: in turn, where Kafka draws lots, so that none is left out. */
+/* The lane where a record goes. Without a key they stay in one partition until its batch is closed (KIP-480), then go
+ * to the next one: in turn, where Kafka draws lots, so that none is left out. */
 static int route(sc_send_buffer *self, sc_send_topic *topic, const sc_send_record *record, int64_t bytes,
                  sc_send_lane **lane, sc_error *error)
 {
@@ -417,8 +418,8 @@ static int check_keyless(const sc_send_topic *topic, sc_error *error)
     return topic->plan.needs_key ? sc_fail(error, SC_INVALID, "a record has no key; the topic is compacted") : SC_OK;
 }
 
-static int check_record(const sc_send_buffer *self, const sc_send_topic *topic, const sc_send_record *record, int64_t bytes,
-                        sc_error *error)
+static int check_record(const sc_send_buffer *self, const sc_send_topic *topic, const sc_send_record *record,
+                        int64_t bytes, sc_error *error)
 {
     int64_t most = topic->plan.max_record_bytes;
     int64_t longest = record->key.size > record->value.size ? record->key.size : record->value.size;
@@ -428,21 +429,23 @@ static int check_record(const sc_send_buffer *self, const sc_send_topic *topic, 
         longest = header->value.size > longest ? header->value.size : longest;
     }
     if (longest > most)
-        return sc_fail(error, SC_TOO_LARGE, "a record of %lld bytes is above max_record_bytes (%lld)", (long long)longest,
-                       (long long)most);
+        return sc_fail(error, SC_TOO_LARGE, "a record of %lld bytes is above max_record_bytes (%lld)",
+                       (long long)longest, (long long)most);
     if (bytes > SC_BATCH_BYTES_MAX - (1 << 20))
-        return sc_fail(error, SC_TOO_LARGE, "a record of %lld bytes is above what a batch holds (2 GiB)", (long long)bytes);
+        return sc_fail(error, SC_TOO_LARGE, "a record of %lld bytes is above what a batch holds (2 GiB)",
+                       (long long)bytes);
     if (bytes + SC_SEND_MEMORY_MIN > self->options.buffer_bytes)
-        return sc_fail(error, SC_TOO_LARGE, "a record of %lld bytes does not fit into the producer's buffer_bytes (%lld)",
-                       (long long)bytes, (long long)self->options.buffer_bytes);
+        return sc_fail(error, SC_TOO_LARGE,
+                       "a record of %lld bytes does not fit into the producer's buffer_bytes (%lld)", (long long)bytes,
+                       (long long)self->options.buffer_bytes);
     if (record->partition >= (int64_t)topic->plan.partitions)
         return sc_fail(error, SC_RANGE, "there are partitions 0 to %u", (unsigned)topic->plan.partitions - 1);
     return record->key.data == NULL ? check_keyless(topic, error) : SC_OK;
 }
 
 /* Reserves memory in the lane's open batch, or in a new one. */
-static int find_place(sc_send_buffer *self, sc_send_lane *lane, const sc_send_record *record, int64_t bytes, bool *rouses,
-                      sc_error *error)
+static int find_place(sc_send_buffer *self, sc_send_lane *lane, const sc_send_record *record, int64_t bytes,
+                      bool *rouses, sc_error *error)
 {
     if (lane->open != NULL && !fits(self, lane->open, bytes)) {
         seal(self, lane->open);

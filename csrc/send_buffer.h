@@ -1,13 +1,12 @@
 /*
- * Records on their way to the log: what a producer was given, one at a time, becomes batches in Arrow's layout in memory,
- * and one worker thread appends them.
+ * Records on their way to the log: what a producer was given, one at a time, becomes batches in Arrow's layout in
+ * memory, and one worker thread appends them.
  *
  *   add    lays a record at the end of the open batch of its partition. Any thread; no system call but the clock's
- *   seal   a batch is due when it is full, when it is linger_ms old, when a flush asks for it, when memory runs out, or at
- *          the close. It is then closed to records, and the next one opens when there is a record for it
- *   append by the worker, batch by batch. Of one partition in order: a batch that must be tried again holds up those behind
- *          it, and nobody else
- *   finish the worker has told who wanted to know; the memory serves the next batch
+ *   seal   a batch is due when it is full, when it is linger_ms old, when a flush asks for it, when memory runs out, or
+ * at the close. It is then closed to records, and the next one opens when there is a record for it append by the
+ * worker, batch by batch. Of one partition in order: a batch that must be tried again holds up those behind it, and
+ * nobody else finish the worker has told who wanted to know; the memory serves the next batch
  *
  * Memory: all that the batches hold, and what is kept for the next ones, stays below buffer_bytes; `add` then answers
  * SC_END. Policy (what is tried again, for how long, who is told) is the caller's.
@@ -26,8 +25,8 @@ typedef struct sc_send_lane sc_send_lane;
 enum {
     SC_SEND_BATCH_BYTES_MAX = 1 << 30,
     SC_SEND_BATCH_ROWS_MAX = 1 << 16,
-    SC_SEND_RECORD_OVERHEAD = 24,        /* of a record in a batch, beside its bytes */
-    SC_SEND_MEMORY_MIN = 16 << 10,       /* what a batch of one record may take beside its bytes */
+    SC_SEND_RECORD_OVERHEAD = 24,  /* of a record in a batch, beside its bytes */
+    SC_SEND_MEMORY_MIN = 16 << 10, /* what a batch of one record may take beside its bytes */
 };
 
 typedef struct sc_send_options {
@@ -52,7 +51,7 @@ typedef struct sc_send_record {
     sc_bytes key, value;
     const sc_send_header *headers;
     int32_t header_count;
-    bool has_timestamp;   /* else the time is that of the call */
+    bool has_timestamp; /* else the time is that of the call */
     int64_t timestamp;
     int64_t partition;    /* -1: by key, or without one the topic's partition of the moment (KIP-480) */
     void *object;         /* instead of a value: kept for whoever appends the batch, and freed by nobody here */
@@ -82,23 +81,23 @@ typedef struct sc_send_batch {
     sc_send_lane *lane;
     sc_send_topic *topic;
     uint32_t partition;
-    int64_t number;          /* counts batches in the order in which they were opened */
+    int64_t number; /* counts batches in the order in which they were opened */
     int64_t count, bytes;
-    int64_t opened_ns;       /* monotonic */
-    int32_t sequence;        /* of its first record; the same at each attempt */
+    int64_t opened_ns; /* monotonic */
+    int32_t sequence;  /* of its first record; the same at each attempt */
     int64_t attempts;
     int64_t first_offset, end_offset; /* -1: it is not in the log, as far as is known */
-    sc_error error;          /* code SC_OK, or why the last attempt failed */
+    sc_error error;                   /* code SC_OK, or why the last attempt failed */
 
     sc_send_column key, value, header_key, header_value;
-    sc_send_column headers;  /* of which only validity and ends are used: ends into the two above */
+    sc_send_column headers; /* of which only validity and ends are used: ends into the two above */
     sc_send_memory timestamps, tags, objects;
     int64_t tag_count;
     bool has_objects;
 
     /* Internal. */
-    struct sc_send_batch *next;                 /* in ready, held, unsynced, told, or spare */
-    struct sc_send_batch *older, *newer;        /* in the list of unfinished ones */
+    struct sc_send_batch *next;          /* in ready, held, unsynced, told, or spare */
+    struct sc_send_batch *older, *newer; /* in the list of unfinished ones */
     struct sc_send_batch *older_open, *newer_open;
     bool open, has_sequence, retrying;
     int64_t memory, object_bytes;
@@ -106,7 +105,8 @@ typedef struct sc_send_batch {
 } sc_send_batch;
 
 int sc_send_buffer_new(const sc_send_options *options, sc_send_buffer **buffer, sc_error *error);
-/* With everything in it. Tags and objects of batches that are left must have been taken: see sc_send_buffer_take_left. */
+/* With everything in it. Tags and objects of batches that are left must have been taken: see sc_send_buffer_take_left.
+ */
 void sc_send_buffer_free(sc_send_buffer *buffer);
 /* Whether it belongs to the parent of this process. */
 bool sc_send_buffer_is_forked(const sc_send_buffer *buffer);
@@ -124,11 +124,12 @@ void *sc_send_topic_context(const sc_send_topic *topic);
 bool sc_send_topic_take_appended(sc_send_topic *topic);
 int32_t sc_send_topic_next_sequence(sc_send_topic *topic, uint32_t partition);
 
-/* SC_OK; SC_END: there is no room now; SC_STALE: the topic's settings changed, or it was deleted; SC_TOO_LARGE, SC_RANGE
- * (no such partition), SC_INVALID (no key where one is needed), SC_CLOSED, SC_FORKED, SC_MEMORY. Unless it is SC_OK nothing was taken. */
+/* SC_OK; SC_END: there is no room now; SC_STALE: the topic's settings changed, or it was deleted; SC_TOO_LARGE,
+ * SC_RANGE (no such partition), SC_INVALID (no key where one is needed), SC_CLOSED, SC_FORKED, SC_MEMORY. Unless it is
+ * SC_OK nothing was taken. */
 int sc_send_buffer_add(sc_send_buffer *buffer, sc_send_topic *topic, const sc_send_record *record, sc_error *error);
-/* Waits until there may be room for a record of `bytes`: SC_OK, SC_END when the time is over, SC_CLOSED. What is open is
- * due while somebody waits. */
+/* Waits until there may be room for a record of `bytes`: SC_OK, SC_END when the time is over, SC_CLOSED. What is open
+ * is due while somebody waits. */
 int sc_send_buffer_wait_room(sc_send_buffer *buffer, int64_t bytes, int64_t timeout_ms);
 /* Has the worker come back to its caller when a batch was finished: somebody who cannot block waits for room. */
 void sc_send_buffer_ask_room(sc_send_buffer *buffer);
@@ -159,7 +160,8 @@ void sc_send_batch_appended(sc_send_batch *batch, int64_t first_offset, int64_t 
 void sc_send_buffer_finish(sc_send_buffer *buffer, sc_send_batch *batch);
 /* The batch will be tried again, and those of its partition behind it wait. */
 void sc_send_buffer_retry(sc_send_buffer *buffer, sc_send_batch *batch, int64_t delay_ms);
-/* After the end of the worker: a batch that nobody appended, or NULL. It counts as finished, and is freed by the next call. */
+/* After the end of the worker: a batch that nobody appended, or NULL. It counts as finished, and is freed by the next
+ * call. */
 sc_send_batch *sc_send_buffer_take_left(sc_send_buffer *buffer);
 
 /* The batch as an append takes it; the arrays live in `arrays`, the bytes in the batch. Not for objects. */
@@ -168,7 +170,8 @@ typedef struct sc_send_arrays {
     const void *buffers[6][3];
     struct ArrowArray *entries[1], *pair[2];
 } sc_send_arrays;
-void sc_send_batch_input(const sc_send_batch *batch, bool log_append_time, sc_send_arrays *arrays, sc_batch_input *input);
+void sc_send_batch_input(const sc_send_batch *batch, bool log_append_time, sc_send_arrays *arrays,
+                         sc_batch_input *input);
 const sc_send_tag *sc_send_batch_tags(const sc_send_batch *batch);
 void *const *sc_send_batch_objects(const sc_send_batch *batch);
 sc_producer sc_send_batch_producer(const sc_send_buffer *buffer, const sc_send_batch *batch);

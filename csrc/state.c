@@ -7,7 +7,14 @@
 #include "error.h"
 #include "os.h"
 
-enum { LOCK_OPEN = 0, LOCK_OPENING = 1, LOCK_READERS = 2, LOCK_PARTITION = 1 << 20, LOCK_REWRITING = 1 << 21, PAGE = 4096 };
+enum {
+    LOCK_OPEN = 0,
+    LOCK_OPENING = 1,
+    LOCK_READERS = 2,
+    LOCK_PARTITION = 1 << 20,
+    LOCK_REWRITING = 1 << 21,
+    PAGE = 4096
+};
 static const uint8_t unknown_boot[16];
 static const uint8_t state_magic[8] = {'S', 'C', 'S', 'T', 'A', 'T', 'E', '1'};
 
@@ -17,8 +24,8 @@ static int64_t size_for(uint32_t partitions)
     return (size + PAGE - 1) / PAGE * PAGE;
 }
 
-/* Maps through a descriptor of its own: a mapping keeps its open file alive, and that one's locks, in every forked child
- * and until it is unmapped. Locks must go with the last copy of `fd`. */
+/* Maps through a descriptor of its own: a mapping keeps its open file alive, and that one's locks, in every forked
+ * child and until it is unmapped. Locks must go with the last copy of `fd`. */
 static int map_state(sc_state *state, sc_error *error)
 {
     int fd = sc_os.open(state->path, state->writable ? SC_OPEN_WRITE : SC_OPEN_READ);
@@ -265,7 +272,8 @@ bool sc_state_announce_reader(sc_state *state)
 {
     if (atomic_load(&state->reader_waits) || state->fd < 0)
         return false;
-    return sc_os.lock(state->fd, LOCK_READERS, SC_LOCK_SHARED, false) == 0 && !atomic_exchange(&state->reader_waits, true);
+    return sc_os.lock(state->fd, LOCK_READERS, SC_LOCK_SHARED, false) == 0 &&
+           !atomic_exchange(&state->reader_waits, true);
 }
 
 /* Asking for the lock takes longer than an append may: once in a while is enough, as readers allow for that. */

@@ -11,9 +11,9 @@
  *    ...
  *
  * Locks (F_OFD_SETLK, one byte each): byte 0 is held shared by every writer while it has the topic open, and
- * exclusively while the file is wiped; byte 1 is held exclusively by who opens, so that a writer that dies before it has
- * wiped leaves the wiping to the next one; byte 2 is held shared by a reader that has waited, which cannot say in the
- * mapping that it sleeps; byte LOCK_PARTITION + p is held exclusively while the log of p changes, and byte
+ * exclusively while the file is wiped; byte 1 is held exclusively by who opens, so that a writer that dies before it
+ * has wiped leaves the wiping to the next one; byte 2 is held shared by a reader that has waited, which cannot say in
+ * the mapping that it sleeps; byte LOCK_PARTITION + p is held exclusively while the log of p changes, and byte
  * LOCK_REWRITING + p while segments of p are rewritten.
  *
  * A slot has two copies of the tail. Who holds the partition's lock fills the copy that is not current and then counts
@@ -29,9 +29,9 @@
 #include "os.h"
 #include "streamcore.h"
 
-/* A futex whose waker needs no system call when nobody sleeps. Who is about to sleep sets `asleep`; who wakes takes it back
- * and wakes all of them. A sleeper that dies leaves `asleep` set, which costs the next waker one call; a waker that dies
- * before its call leaves sleepers to the end of their slice (wait.c). */
+/* A futex whose waker needs no system call when nobody sleeps. Who is about to sleep sets `asleep`; who wakes takes it
+ * back and wakes all of them. A sleeper that dies leaves `asleep` set, which costs the next waker one call; a waker
+ * that dies before its call leaves sleepers to the end of their slice (wait.c). */
 typedef struct sc_bell {
     _Atomic uint32_t count; /* of the times that it rang */
     _Atomic uint32_t asleep;
@@ -58,16 +58,16 @@ typedef struct sc_tail {
     int64_t start_offset;
     int64_t end_offset;
     int64_t durable_offset;
-    int64_t segment_base; /* of the active segment; -1: there is none */
-    int64_t end_position; /* in the active segment */
-    int64_t allocated;    /* bytes of its file that may be written */
-    int64_t created_ms;   /* of the active segment */
-    int64_t sealed;       /* 1: the active segment is sealed, and the next append makes a new one */
+    int64_t segment_base;   /* of the active segment; -1: there is none */
+    int64_t end_position;   /* in the active segment */
+    int64_t allocated;      /* bytes of its file that may be written */
+    int64_t created_ms;     /* of the active segment */
+    int64_t sealed;         /* 1: the active segment is sealed, and the next append makes a new one */
     int64_t schema_version; /* of the active segment */
     int64_t proven_offset;  /* the log itself says, in a batch header, that all below was durable */
-    int64_t file_number;    /* counts the segments that were made: an empty one may be replaced by one of its name. Below 0: a
-                             * reader has found this tail itself (partition.c) */
-    int64_t stable_offset;  /* the first offset of an open transaction, or the end offset */
+    int64_t file_number;   /* counts the segments that were made: an empty one may be replaced by one of its name. Below
+                            * 0: a   reader has found this tail itself (partition.c) */
+    int64_t stable_offset; /* the first offset of an open transaction, or the end offset */
 } sc_tail;
 enum { SC_TAIL_WORDS = sizeof(sc_tail) / sizeof(int64_t) };
 
@@ -76,7 +76,7 @@ typedef struct sc_slot {
     _Atomic uint32_t dirty;   /* not 0 while the log is being changed */
     _Atomic int32_t poisoned; /* errno of a failed sync */
     uint32_t reserved_32;
-    uint8_t boot_id[16]; /* of the kernel under which the end of this log was last found; survives the wipe */
+    uint8_t boot_id[16];       /* of the kernel under which the end of this log was last found; survives the wipe */
     _Atomic uint32_t rewrites; /* changes before and after a sealed segment is replaced by another; survives the wipe */
     uint32_t reserved[5];
     _Atomic int64_t journaled_offset; /* all below it is durable, in the journal if not in the segments */
@@ -90,7 +90,7 @@ typedef struct sc_state {
     bool guarded;
     atomic_bool reader_waits;          /* when last looked at */
     _Atomic int64_t readers_looked_ns; /* for, by the monotonic clock */
-    uint8_t *data;  /* NULL: there is no state file */
+    uint8_t *data;                     /* NULL: there is no state file */
     int64_t mapped, allocated;
     char path[SC_PATH_MAX];
 } sc_state;

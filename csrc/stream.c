@@ -146,6 +146,7 @@ int sc_scan_export(sc_scan *scan, const sc_column *columns, int64_t column_count
     self->columns = copied;
     self->column_count = column_count;
     self->schema_version = schema_version;
-    *stream = (struct ArrowArrayStream){stream_get_schema, stream_get_next, stream_get_last_error, stream_release, self};
+    *stream =
+        (struct ArrowArrayStream){stream_get_schema, stream_get_next, stream_get_last_error, stream_release, self};
     return SC_OK;
 }

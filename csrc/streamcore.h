@@ -112,12 +112,15 @@ bool sc_layout_is_plain(const sc_layout *layout);
 /* ---- the journal of a store ---------------------------------------------------------------------------------- */
 
 /* Opens the journal of the store in `folder`, whose topics are the folders in `folder`/topics, for writing. The first
- * process to do so writes what an earlier one left there into the segments: this must come before any topic of the store is
- * opened for writing. The file is made when it is needed first. `area`: its bytes for records, 0 for the default. */
+ * process to do so writes what an earlier one left there into the segments: this must come before any topic of the
+ * store is opened for writing. The file is made when it is needed first. `area`: its bytes for records, 0 for the
+ * default. */
 int sc_journal_open(const char *folder, int64_t area, sc_journal **journal, sc_error *error);
-/* Syncs the segments whose records the journal holds. Call it now and then, so that little is left to do when it is full. */
+/* Syncs the segments whose records the journal holds. Call it now and then, so that little is left to do when it is
+ * full. */
 int sc_journal_checkpoint(sc_journal *journal, sc_error *error);
-/* The same, and durably forgets the records. Rewriting does so before a segment file is replaced by another of its name. */
+/* The same, and durably forgets the records. Rewriting does so before a segment file is replaced by another of its
+ * name. */
 int sc_journal_empty(sc_journal *journal, sc_error *error);
 /* True when the journal was found damaged where it had been synced; `damage` says where. */
 bool sc_journal_damage(const sc_journal *journal, sc_error *damage);
@@ -145,8 +148,8 @@ int sc_topic_open(const char *path, bool writable, const sc_topic_settings *sett
 int sc_topic_add_layout(sc_topic *topic, sc_layout *layout, sc_error *error);
 /* Durable appends to this topic share syncs with others of the store. Before the first append. */
 int sc_topic_use_journal(sc_topic *topic, sc_journal *journal, sc_error *error);
-/* For a topic that was opened for reading: takes into account what is only in the journal of the store in `folder`, while
- * nobody has opened that for writing since the machine went down. Before the first read. */
+/* For a topic that was opened for reading: takes into account what is only in the journal of the store in `folder`,
+ * while nobody has opened that for writing since the machine went down. Before the first read. */
 int sc_topic_read_journal(sc_topic *topic, const char *folder, sc_error *error);
 /* Takes new settings, and publishes their generation to other processes when `publish`. */
 int sc_topic_alter(sc_topic *topic, const sc_topic_settings *settings, bool publish, sc_error *error);
@@ -169,7 +172,7 @@ typedef struct sc_bytes {
 /* Records of one batch. Each column comes as sc_bytes, as an Arrow array, or not at all (all null). */
 typedef struct sc_batch_input {
     int64_t count;
-    const sc_bytes *keys, *values;                 /* count of each, or NULL */
+    const sc_bytes *keys, *values;                  /* count of each, or NULL */
     const struct ArrowArray *key, *value, *headers; /* types as in the layout, or NULL */
     int64_t first_row;                              /* of this batch in the Arrow arrays */
     const int64_t *timestamps;                      /* count of ms since 1970, or NULL: `timestamp` for all */
@@ -195,16 +198,16 @@ typedef struct sc_append {
     const sc_batch_input *batches; /* appended together: all of them or none */
     int64_t batch_count;
     uint32_t schema_version;
-    uint32_t generation;      /* of the settings that the caller knows */
-    int64_t expected_offset;  /* the append fails with SC_CONFLICT unless the log ends here; -1: anywhere */
+    uint32_t generation;     /* of the settings that the caller knows */
+    int64_t expected_offset; /* the append fails with SC_CONFLICT unless the log ends here; -1: anywhere */
     sc_producer producer;
-    bool transactional;       /* part of the producer's open transaction in this partition, which it opens if need be */
-    bool log_append_time;     /* recorded in the batch flags: the times are the log's, not the producer's */
-    bool durable;             /* return after the drive has it */
+    bool transactional;   /* part of the producer's open transaction in this partition, which it opens if need be */
+    bool log_append_time; /* recorded in the batch flags: the times are the log's, not the producer's */
+    bool durable;         /* return after the drive has it */
 } sc_append;
 
-/* With a producer: SC_FENCED, SC_SEQUENCE; an append that repeats one of the producer's last five in this partition, whatever
- * process made it, appends nothing and returns SC_OK and the old offsets. */
+/* With a producer: SC_FENCED, SC_SEQUENCE; an append that repeats one of the producer's last five in this partition,
+ * whatever process made it, appends nothing and returns SC_OK and the old offsets. */
 int sc_partition_append(sc_topic *topic, uint32_t partition, const sc_append *append, int64_t *first_offset,
                         int64_t *end_offset, sc_error *error);
 
@@ -213,13 +216,13 @@ typedef struct sc_marker {
     int64_t producer_id;
     int16_t epoch;
     bool commit; /* else abort */
-    bool fence;  /* an abort marker is written also where nothing is open, unless the partition knows an epoch as high: lower
-                  * ones are refused from then on */
+    bool fence;  /* an abort marker is written also where nothing is open, unless the partition knows an epoch as high:
+                  * lower  ones are refused from then on */
     bool durable;
 } sc_marker;
 
-/* Ends the producer's transaction in this partition: a commit one of this very epoch, an abort one of this or a lower epoch.
- * Where there is none, that is no error: nothing is written, and *offset is -1. */
+/* Ends the producer's transaction in this partition: a commit one of this very epoch, an abort one of this or a lower
+ * epoch. Where there is none, that is no error: nothing is written, and *offset is -1. */
 int sc_partition_append_marker(sc_topic *topic, uint32_t partition, const sc_marker *marker, int64_t *offset,
                                sc_error *error);
 
@@ -237,8 +240,8 @@ typedef struct sc_durable_target {
     int64_t offset;
 } sc_durable_target;
 
-/* Returns when each of the partitions is durable up to its offset, after one sync for all of them where there is a journal.
- * SC_RANGE: an offset is beyond the end of its log. */
+/* Returns when each of the partitions is durable up to its offset, after one sync for all of them where there is a
+ * journal. SC_RANGE: an offset is beyond the end of its log. */
 int sc_wait_durable(const sc_durable_target *targets, int64_t count, sc_error *error);
 /* Makes everything appended so far durable; concurrent callers share one sync. */
 int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
@@ -246,33 +249,33 @@ int sc_partition_flush(sc_topic *topic, uint32_t partition, sc_error *error);
 int sc_topic_flush(sc_topic *topic, sc_error *error);
 /* True, once, when recovery found data that may not be on the drive: a flush should follow soon. */
 bool sc_topic_found_unflushed(sc_topic *topic);
-/* Notes in the log of each partition that this handle appended to, where all of it is durable, that it is: what is damaged
- * later is then told from an append that was in flight. Closing does so too. For logs that rest: a note takes some 700
- * bytes. */
+/* Notes in the log of each partition that this handle appended to, where all of it is durable, that it is: what is
+ * damaged later is then told from an append that was in flight. Closing does so too. For logs that rest: a note takes
+ * some 700 bytes. */
 int sc_topic_note_durable(sc_topic *topic, sc_error *error);
 
 /* ---- retention --------------------------------------------------------------------------------------------- */
 
 typedef struct sc_removal {
-    int64_t start_offset; /* of the log now */
+    int64_t start_offset;    /* of the log now */
     int64_t segments, bytes; /* that were removed */
 } sc_removal;
 
-/* Deletes the records below `offset`, durably: the log begins there from now on, and segments wholly below it are removed.
- * SC_RANGE when the log ends before it; nothing happens when it begins behind it. When all records go, so does the active
- * segment, behind which a new one is made: the end offset stays. Readers keep what they have mapped. `removal` counts what
- * was removed also when the call fails. */
+/* Deletes the records below `offset`, durably: the log begins there from now on, and segments wholly below it are
+ * removed. SC_RANGE when the log ends before it; nothing happens when it begins behind it. When all records go, so does
+ * the active segment, behind which a new one is made: the end offset stays. Readers keep what they have mapped.
+ * `removal` counts what was removed also when the call fails. */
 int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
                                sc_error *error);
-/* Seals the active segment, if it has records, and makes a new one. *base_offset: of the segment that is active now, -1:
- * the log has none. */
+/* Seals the active segment, if it has records, and makes a new one. *base_offset: of the segment that is active now,
+ * -1: the log has none. */
 int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error);
 
 /* ---- looking ----------------------------------------------------------------------------------------------- */
 
 typedef struct sc_partition_info {
     int64_t start_offset, end_offset, durable_offset;
-    int64_t size_bytes; /* of the segment files, preallocated space left out; -1 unless asked for */
+    int64_t size_bytes;    /* of the segment files, preallocated space left out; -1 unless asked for */
     int64_t segment_count; /* -1 unless asked for */
     int64_t stable_offset; /* the last stable offset: below it every transaction is committed or aborted */
 } sc_partition_info;
@@ -294,13 +297,14 @@ int sc_partition_segment(sc_topic *topic, uint32_t partition, int64_t n, sc_segm
 
 enum { SC_HISTOGRAM_BUCKETS = 32 };
 
-/* What was done through a handle since it was opened. Bucket i of a histogram counts values v with 2^(i-1) <= v < 2^i, bucket
- * 0 those below 1, and the last one also all that is greater. */
+/* What was done through a handle since it was opened. Bucket i of a histogram counts values v with 2^(i-1) <= v < 2^i,
+ * bucket 0 those below 1, and the last one also all that is greater. */
 typedef struct sc_counters {
     int64_t appends, records, bytes; /* bytes of messages in the log */
     int64_t syncs, sync_ns;
-    int64_t scanned_batches, scanned_rows, scanned_bytes; /* of scans that have ended: batches with wanted rows, whole */
-    int64_t verified_bytes;                               /* whose checksums they were the first to verify */
+    int64_t scanned_batches, scanned_rows,
+        scanned_bytes;                            /* of scans that have ended: batches with wanted rows, whole */
+    int64_t verified_bytes;                       /* whose checksums they were the first to verify */
     int64_t append_records[SC_HISTOGRAM_BUCKETS]; /* records of an append */
     int64_t sync_us[SC_HISTOGRAM_BUCKETS];        /* microseconds of a sync */
 } sc_counters;
@@ -313,12 +317,13 @@ typedef void (*sc_problem_callback)(void *context, const sc_error *problem);
 typedef int (*sc_progress_callback)(void *context, int64_t bytes); /* non-zero stops */
 
 /* Reads every byte of a partition and reports all that is wrong. Returns SC_OK also when there are problems. */
-int sc_partition_verify(sc_topic *topic, uint32_t partition, sc_problem_callback problem,
-                        sc_progress_callback progress, void *context, sc_error *error);
+int sc_partition_verify(sc_topic *topic, uint32_t partition, sc_problem_callback problem, sc_progress_callback progress,
+                        void *context, sc_error *error);
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
-/* What interrupts waits: a count that anybody raises. One is of this process, or lies in a file that processes share. */
+/* What interrupts waits: a count that anybody raises. One is of this process, or lies in a file that processes share.
+ */
 typedef struct sc_signal sc_signal;
 
 int sc_signal_new(sc_signal **signal, sc_error *error);
@@ -345,9 +350,10 @@ typedef struct sc_watch {
     uint32_t seen;
 } sc_watch;
 
-/* Returns SC_OK when any of the waits or watches is over, SC_END when the time is over or a signal handler ran, an error
- * when one of the topics is closed or deleted. Uses no CPU while it waits, except where words are more than the system
- * can wait for at once (128; one on Linux before 5.16): then it looks 50 times a second. timeout_ms < 0: for ever. */
+/* Returns SC_OK when any of the waits or watches is over, SC_END when the time is over or a signal handler ran, an
+ * error when one of the topics is closed or deleted. Uses no CPU while it waits, except where words are more than the
+ * system can wait for at once (128; one on Linux before 5.16): then it looks 50 times a second. timeout_ms < 0: for
+ * ever. */
 int sc_wait_many(const sc_wait *waits, int64_t wait_count, const sc_watch *watches, int64_t watch_count,
                  int64_t timeout_ms, sc_error *error);
 /* The same for one topic. */
@@ -439,9 +445,9 @@ typedef struct sc_rows {
 int sc_batch_keys(const sc_batch *batch, sc_rows *rows, sc_error *error);
 /* SC_INVALID when value is not binary. */
 int sc_batch_rows(const sc_batch *batch, sc_rows *rows, sc_error *error);
-/* Copies rows from `first` on, up to *end, which is lowered to what fits into about 64 KiB: what lies in a mapped file may
- * become unreadable at any time. Row r is row r - first / 8 * 8 of `copy`, whose ends are those of the file, and which
- * points into *memory; that was NULL or made by an earlier call, and the caller frees it. */
+/* Copies rows from `first` on, up to *end, which is lowered to what fits into about 64 KiB: what lies in a mapped file
+ * may become unreadable at any time. Row r is row r - first / 8 * 8 of `copy`, whose ends are those of the file, and
+ * which points into *memory; that was NULL or made by an earlier call, and the caller frees it. */
 int sc_rows_copy(const sc_batch *batch, const sc_rows *rows, int64_t first, int64_t *end, sc_rows *copy, void **memory,
                  sc_error *error);
 
@@ -465,18 +471,19 @@ typedef struct sc_rewrite_contents {
     int64_t compressed, with_headers; /* batches that are, or may have */
 } sc_rewrite_contents;
 
-/* Begins to replace the segment with this base offset, which must be sealed and below any open transaction, by one with the
- * same offsets in other batches, and perhaps fewer records. SC_CONFLICT: a segment of this partition is being replaced.
- * SC_RANGE: it is none of those, any more or yet.
- * One thread at a time. The order of a call: sc_rewrite_look, sc_rewrite_collect and sc_rewrite_mark as wanted; then either
- * sc_rewrite_plain, or sc_rewrite_next with sc_rewrite_add and sc_rewrite_copy; then sc_rewrite_commit; always
- * sc_rewrite_free, which leaves the old segment when nothing was committed. */
+/* Begins to replace the segment with this base offset, which must be sealed and below any open transaction, by one with
+ * the same offsets in other batches, and perhaps fewer records. SC_CONFLICT: a segment of this partition is being
+ * replaced. SC_RANGE: it is none of those, any more or yet. One thread at a time. The order of a call: sc_rewrite_look,
+ * sc_rewrite_collect and sc_rewrite_mark as wanted; then either sc_rewrite_plain, or sc_rewrite_next with
+ * sc_rewrite_add and sc_rewrite_copy; then sc_rewrite_commit; always sc_rewrite_free, which leaves the old segment when
+ * nothing was committed. */
 int sc_rewrite_open(sc_topic *topic, uint32_t partition, int64_t base_offset, sc_rewrite **rewrite, sc_error *error);
 void sc_rewrite_free(sc_rewrite *rewrite);
 int sc_rewrite_look(sc_rewrite *rewrite, sc_rewrite_contents *contents, sc_error *error);
 void sc_rewrite_rewind(sc_rewrite *rewrite);
-/* The next batch of the old segment, checked; SC_END behind the last one. Batches of aborted transactions are left out. One
- * with SC_BATCH_MUST_COPY has no rows and goes to sc_rewrite_copy, behind what was added of the batches before it. */
+/* The next batch of the old segment, checked; SC_END behind the last one. Batches of aborted transactions are left out.
+ * One with SC_BATCH_MUST_COPY has no rows and goes to sc_rewrite_copy, behind what was added of the batches before it.
+ */
 int sc_rewrite_next(sc_rewrite *rewrite, sc_batch *batch, sc_error *error);
 enum { SC_BATCH_MUST_COPY = 1 << 1 }; /* in sc_batch.flags */
 /* Adds a batch of rows with `input->offsets`, which covers the offsets behind the batch before it up to `last_offset`.
@@ -484,21 +491,22 @@ enum { SC_BATCH_MUST_COPY = 1 << 1 }; /* in sc_batch.flags */
 int sc_rewrite_add(sc_rewrite *rewrite, const sc_batch_input *input, int64_t last_offset, uint16_t flags,
                    sc_error *error);
 int sc_rewrite_copy(sc_rewrite *rewrite, const sc_batch *batch, sc_error *error);
-/* Does it all for a plain segment without compressed batches or headers: batches of about `batch_bytes`, of the rows that
- * sc_rewrite_mark marked, or of all. SC_END: `progress`, told the bytes read, stopped it. */
+/* Does it all for a plain segment without compressed batches or headers: batches of about `batch_bytes`, of the rows
+ * that sc_rewrite_mark marked, or of all. SC_END: `progress`, told the bytes read, stopped it. */
 int sc_rewrite_plain(sc_rewrite *rewrite, int64_t batch_bytes, sc_progress_callback progress, void *context,
                      sc_error *error);
 /* Puts the new segment in the place of the old one, durably. */
 int sc_rewrite_commit(sc_rewrite *rewrite, sc_rewrite_report *report, sc_error *error);
 
-/* Puts the keys of records with from_offset <= offset < end_offset into the map. *full_at: the offset of the first one that
- * found no room, where it stopped; -1: there was room. Not for compressed batches. */
+/* Puts the keys of records with from_offset <= offset < end_offset into the map. *full_at: the offset of the first one
+ * that found no room, where it stopped; -1: there was room. Not for compressed batches. */
 int sc_rewrite_collect(sc_rewrite *rewrite, sc_key_map *map, int64_t from_offset, int64_t end_offset, int64_t *full_at,
                        sc_error *error);
-/* Marks the rows that stay: those without a key, and those at or behind the offset that the map has for their key, but for
- * tombstones of a time below `tombstones_before` whose keys were collected: from_offset <= offset < end_offset. No older
- * record of such a key is left, when all segments before this one were rewritten by the same map. *dropped: how many rows do
- * not stay, aborted ones counted. *oldest_tombstone: the least timestamp of tombstones that stay, or INT64_MAX. Not for compressed batches. */
+/* Marks the rows that stay: those without a key, and those at or behind the offset that the map has for their key, but
+ * for tombstones of a time below `tombstones_before` whose keys were collected: from_offset <= offset < end_offset. No
+ * older record of such a key is left, when all segments before this one were rewritten by the same map. *dropped: how
+ * many rows do not stay, aborted ones counted. *oldest_tombstone: the least timestamp of tombstones that stay, or
+ * INT64_MAX. Not for compressed batches. */
 int sc_rewrite_mark(sc_rewrite *rewrite, sc_key_map *map, int64_t tombstones_before, int64_t from_offset,
                     int64_t end_offset, int64_t *dropped, int64_t *oldest_tombstone, sc_error *error);
 /* Whether a row of the current batch stays. */

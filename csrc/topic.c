@@ -45,7 +45,8 @@ int sc_topic_enter(sc_topic *topic, sc_error *error)
         return SC_OK;
     bool deleted = sc_topic_is_deleted(topic);
     sc_topic_leave(topic);
-    return deleted ? sc_fail(error, SC_DELETED, "the topic was deleted") : sc_fail(error, SC_CLOSED, "the topic is closed");
+    return deleted ? sc_fail(error, SC_DELETED, "the topic was deleted")
+                   : sc_fail(error, SC_CLOSED, "the topic is closed");
 }
 
 void sc_topic_leave(sc_topic *topic)

@@ -18,9 +18,9 @@ typedef struct sc_writer {
     int fd;        /* -1: too many are open, it is opened when needed */
     int64_t size, base_offset;
     int64_t file_number; /* of the tail, when it was mapped */
-    int64_t populated; /* pages below this position are mapped already */
-    int64_t window;    /* how far ahead to map next: grows while data streams in, shrinks with each sync */
-    bool journaled;    /* the last sync was one of the journal */
+    int64_t populated;   /* pages below this position are mapped already */
+    int64_t window;      /* how far ahead to map next: grows while data streams in, shrinks with each sync */
+    bool journaled;      /* the last sync was one of the journal */
 } sc_writer;
 
 /* How far a segment is known to be durable, in itself or in the journal. */
@@ -49,16 +49,16 @@ typedef struct sc_partition {
     sc_segment **segments; /* oldest first; behind list_mutex */
     int64_t segment_count;
     bool listed;
-    uint32_t rewrites; /* of the slot, when the list was read; behind list_mutex */
+    uint32_t rewrites;     /* of the slot, when the list was read; behind list_mutex */
     atomic_bool rewriting; /* a thread of this process rewrites a segment */
     pthread_mutex_t sync_mutex;
     bool syncing;                 /* somebody leads; behind sync_mutex */
     sc_sync_waiter *sync_waiters; /* newest first; behind sync_mutex */
     sc_safe_end safe;             /* behind sync_mutex */
-    atomic_bool unflushed; /* this handle appended, or recovered, since it last flushed */
-    atomic_bool unnoted;   /* the log does not say yet that what this handle appended or recovered is durable */
+    atomic_bool unflushed;        /* this handle appended, or recovered, since it last flushed */
+    atomic_bool unnoted;          /* the log does not say yet that what this handle appended or recovered is durable */
     sc_partition_counts counts;
-    atomic_bool touched;   /* this handle appended or recovered: it flushes and trims when it closes */
+    atomic_bool touched; /* this handle appended or recovered: it flushes and trims when it closes */
 } sc_partition;
 
 /* Memory in which large batches are laid out: one piece is kept from append to append. */
@@ -115,9 +115,10 @@ int sc_partition_find(sc_partition *partition, const sc_tail *tail, int64_t offs
 int sc_partition_map(sc_partition *partition, sc_segment *segment, const sc_tail *tail, sc_mapping **mapping,
                      sc_error *error);
 /* The same of a segment that was found in the folder, and not by a tail. */
-int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping, sc_error *error);
-/* Finds the segment that holds `offset` and maps it, until both fit; the tail becomes a newer one when it must. *segment is
- * as sc_partition_find says, also when it cannot be mapped. */
+int sc_partition_map_found(sc_partition *partition, sc_segment *segment, bool active, sc_mapping **mapping,
+                           sc_error *error);
+/* Finds the segment that holds `offset` and maps it, until both fit; the tail becomes a newer one when it must.
+ * *segment is as sc_partition_find says, also when it cannot be mapped. */
 int sc_partition_open(sc_partition *partition, sc_tail *tail, int64_t offset, sc_segment **segment, int64_t *next_base,
                       sc_mapping **mapping, sc_error *error);
 /* Where the batches end in the mapping of a segment, at the latest. */
@@ -125,16 +126,16 @@ static inline int64_t sc_tail_end_in(const sc_tail *tail, const sc_segment *segm
 {
     return segment->base_offset == tail->segment_base ? tail->end_position : mapping->size;
 }
-/* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the index.
- * SC_STALE: as sc_partition_map. */
+/* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the
+ * index. SC_STALE: as sc_partition_map. */
 int sc_partition_summarize(sc_partition *partition, sc_segment *segment, int64_t size, int64_t end_offset, bool mend,
                            sc_summary *summary, sc_error *error);
 /* Forgets a segment object, so that the file of that name is opened anew. */
 void sc_partition_forget(sc_partition *partition, int64_t base_offset);
 int sc_partition_add_segment(sc_partition *partition, int64_t previous_base, int64_t base_offset, sc_error *error);
 void sc_partition_drop_after(sc_partition *partition, int64_t count);
-/* Takes the segments that lie wholly below `offset`, but never the last one, out of the list, which is read anew. They are
- * retained for the caller, who frees the array. */
+/* Takes the segments that lie wholly below `offset`, but never the last one, out of the list, which is read anew. They
+ * are retained for the caller, who frees the array. */
 int sc_partition_take_below(sc_partition *partition, int64_t offset, sc_segment ***segments, int64_t *count,
                             sc_error *error);
 /* Whether the records up to `end_offset` were deleted since: then a file that is missing is no damage. */
@@ -155,7 +156,8 @@ int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error
 void sc_partition_save_producers(sc_partition *partition, const sc_tail *tail, bool now);
 
 /* For who rewrites segments: the size of a SC_CONTROL_PRODUCERS batch with this state, and the whole message, opening
- * included, written to `at`. `placement` says its offsets; it should carry the unstable count that the last header had. */
+ * included, written to `at`. `placement` says its offsets; it should carry the unstable count that the last header had.
+ */
 int64_t sc_producers_batch_size(const sc_layout *layout, const sc_producer_state *state);
 int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *state, const sc_placement *placement,
                              uint8_t *at, sc_error *error);
@@ -178,11 +180,11 @@ int sc_partition_note_durable(sc_partition *partition, sc_error *error);
 /* ---- append.c ---- */
 
 void sc_writer_close(sc_writer *writer);
-/* Notes at the end of the log, in a batch without records, that all of it is durable, if it is and the log does not say so:
- * what is damaged later is then no torn tail. The caller holds the partition's lock. Failures are passed over. */
+/* Notes at the end of the log, in a batch without records, that all of it is durable, if it is and the log does not say
+ * so: what is damaged later is then no torn tail. The caller holds the partition's lock. Failures are passed over. */
 void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *tail);
-/* Puts a batch without records at the end of the log, whose header has the tail's offsets. The active segment is there and
- * not sealed; the caller holds the lock. */
+/* Puts a batch without records at the end of the log, whose header has the tail's offsets. The active segment is there
+ * and not sealed; the caller holds the lock. */
 int sc_partition_append_empty(sc_partition *partition, sc_tail *tail, sc_error *error);
 /* Where the log ends, repaired first when a writer died in an append. The caller holds the lock. */
 int sc_partition_locked_tail(sc_partition *partition, sc_tail *tail, sc_error *error);

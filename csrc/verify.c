@@ -45,8 +45,10 @@ struct structure_check {
 static void check_structure(void *context)
 {
     struct structure_check *self = context;
-    static const sc_column columns[SC_COLUMNS] = {{.column = SC_COLUMN_OFFSET}, {.column = SC_COLUMN_TIMESTAMP},
-                                                  {.column = SC_COLUMN_KEY}, {.column = SC_COLUMN_VALUE},
+    static const sc_column columns[SC_COLUMNS] = {{.column = SC_COLUMN_OFFSET},
+                                                  {.column = SC_COLUMN_TIMESTAMP},
+                                                  {.column = SC_COLUMN_KEY},
+                                                  {.column = SC_COLUMN_VALUE},
                                                   {.column = SC_COLUMN_HEADERS}};
     struct ArrowArray array;
     int64_t unused = 0;
@@ -66,11 +68,18 @@ static void verify_structure(verifier *self, const sc_segment *segment, sc_mappi
     if ((header->flags & SC_FLAG_CONTROL) != 0 || header->record_count == 0)
         return;
     struct structure_check check = {
-        .batch = {.message = mapping->data + position, .message_size = header->total_size, .position = position,
-                  .base_offset = header->base_offset, .last_offset = header->last_offset,
-                  .record_count = header->record_count, .row_count = header->record_count, .flags = header->flags,
+        .batch = {.message = mapping->data + position,
+                  .message_size = header->total_size,
+                  .position = position,
+                  .base_offset = header->base_offset,
+                  .last_offset = header->last_offset,
+                  .record_count = header->record_count,
+                  .row_count = header->record_count,
+                  .flags = header->flags,
                   .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
-                  .partition = self->partition->number, .layout = segment->layout, .mapping = mapping},
+                  .partition = self->partition->number,
+                  .layout = segment->layout,
+                  .mapping = mapping},
     };
     check_structure(&check);
     if (check.code != SC_OK)
@@ -118,8 +127,8 @@ static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base
     sc_mapping *mapping = NULL, *known;
     sc_error problem;
     int64_t file_size;
-    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0, &mapping,
-                                    &file_size, &problem); /* a fresh one: nothing is verified in it */
+    int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0,
+                                    &mapping, &file_size, &problem); /* a fresh one: nothing is verified in it */
     if (code == SC_OK) /* behind it: what fits the tail now did so before */
         code = sc_partition_map(self->partition, segment, &self->tail, &known, &problem);
     if (code == SC_OK)

@@ -1,10 +1,10 @@
 /*
  * Waiting: for records of one or many topics, and for signals.
  *
- * Every topic's `state` file has a bell that rings with each append, and every signal is one. A wait remembers how often
- * its bells rang, looks at the ends of the logs and the counts of the signals, says that it sleeps, and sleeps unless one
- * of the bells rang since. A bell is a hint: who appended may have died before it rang, so every sleep is bounded, and
- * what counts is what is seen when looking.
+ * Every topic's `state` file has a bell that rings with each append, and every signal is one. A wait remembers how
+ * often its bells rang, looks at the ends of the logs and the counts of the signals, says that it sleeps, and sleeps
+ * unless one of the bells rang since. A bell is a hint: who appended may have died before it rang, so every sleep is
+ * bounded, and what counts is what is seen when looking.
  */
 #include <errno.h>
 #include <stdlib.h>

@@ -29,7 +29,8 @@ typedef struct found_batch {
     sc_header header;
 } found_batch;
 
-/* The batches of a segment file that have records, in order, up to the first thing that is not a good one; their number. */
+/* The batches of a segment file that have records, in order, up to the first thing that is not a good one; their
+ * number. */
 int found_batches(const char *file, found_batch *batches, int max);
 /* The position behind the last good batch, with or without records. */
 int64_t found_end(const char *file);

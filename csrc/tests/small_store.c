@@ -77,7 +77,8 @@ static sc_partition_info info_of(const small_store *store, int log)
 {
     sc_partition_info info;
     sc_error error;
-    CHECK_OK(sc_partition_describe(topic_of(store, log), (uint32_t)log % STORE_PARTITIONS, false, &info, &error), error);
+    CHECK_OK(sc_partition_describe(topic_of(store, log), (uint32_t)log % STORE_PARTITIONS, false, &info, &error),
+             error);
     return info;
 }
 
@@ -101,7 +102,8 @@ int store_try_append(small_store *store, uint32_t logs, int64_t count, sc_error 
         uint32_t partition = (uint32_t)log % STORE_PARTITIONS;
         sc_partition_info info;
         int code = SC_CONFLICT;
-        for (int tries = 0; tries < 2 && code == SC_CONFLICT; tries++) { /* the append of one that died may come to light */
+        for (int tries = 0; tries < 2 && code == SC_CONFLICT;
+             tries++) { /* the append of one that died may come to light */
             code = sc_partition_describe(topic_of(store, log), partition, false, &info, error);
             if (code == SC_OK)
                 code = try_append(topic_of(store, log), partition, info.end_offset, count, count, false, error);

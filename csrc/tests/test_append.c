@@ -360,8 +360,8 @@ static void test_a_large_append_whose_write_fails_is_not_there_and_is_cleared(vo
     }
 }
 
-/* A segment that never got a record makes way for one of the same name and another schema: who has mapped it already must
- * not store there, nor look there. */
+/* A segment that never got a record makes way for one of the same name and another schema: who has mapped it already
+ * must not store there, nor look there. */
 static void test_an_empty_segment_that_another_handle_replaced_is_not_used(void)
 {
     folder_make(path);
@@ -397,8 +397,12 @@ static void test_an_empty_segment_that_another_handle_replaced_is_not_used(void)
     sc_topic *const all[] = {one, two, reader};
     for (int i = 0; i < 3; i++) {
         sc_range range = {0, 0, 4};
-        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                                   .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+        sc_scan_options options = {.ranges = &range,
+                                   .range_count = 1,
+                                   .min_timestamp = INT64_MIN,
+                                   .max_timestamp = INT64_MAX,
+                                   .limit = -1,
+                                   .verify = true};
         sc_scan *scan;
         int64_t count;
         CHECK_OK(sc_scan_open(all[i], &options, &scan, &error), error);

@@ -437,7 +437,8 @@ static void test_control_with_the_old_header_they_would(void)
     CHECK(comes_back(true));
 }
 
-/* ---- torn ends and damage ----------------------------------------------------------------------------------------- */
+/* ---- torn ends and damage -----------------------------------------------------------------------------------------
+ */
 
 /* The places of the records in the journal. */
 static int find_records(int64_t places[16])
@@ -629,7 +630,8 @@ static void test_a_checkpoint_syncs_each_segment_once(void)
     folder_remove(path);
 }
 
-/* ---- failures ----------------------------------------------------------------------------------------------------- */
+/* ---- failures -----------------------------------------------------------------------------------------------------
+ */
 
 static bool fails_for_segments;
 
@@ -786,7 +788,8 @@ static void test_any_call_that_fails_in_a_replay_loses_nothing(void)
     check_survives(EMFILE, true, true);
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------------------ */
+/* ---- threads ------------------------------------------------------------------------------------------------------
+ */
 
 enum { APPENDERS = 16, EACH = 40 };
 static small_store shared_store;
@@ -804,8 +807,8 @@ static void *append_durably(void *number)
                             .durable = true};
         sc_error error;
         int64_t first, end;
-        CHECK_OK(sc_partition_append(topic_of(&shared_store, log), (uint32_t)log % STORE_PARTITIONS, &append, &first, &end,
-                                     &error),
+        CHECK_OK(sc_partition_append(topic_of(&shared_store, log), (uint32_t)log % STORE_PARTITIONS, &append, &first,
+                                     &end, &error),
                  error);
         CHECK(durable_of_log(&shared_store, log) >= end);
     }

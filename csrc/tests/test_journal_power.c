@@ -1,10 +1,10 @@
 /*
- * The power goes at any system call while durable appends to eight partitions share the journal: in every state that the
- * drive may then be in, all that was acknowledged is there, and each log is a prefix of what was appended.
+ * The power goes at any system call while durable appends to eight partitions share the journal: in every state that
+ * the drive may then be in, all that was acknowledged is there, and each log is a prefix of what was appended.
  *
- * The calls behind os.c are traced: what a file held when it was last synced, and whether its name was. At the chosen call
- * the store is copied as the page cache has it. A state of the drive has each sector of each file as it was synced or as it
- * is in that copy, each size and each name likewise.
+ * The calls behind os.c are traced: what a file held when it was last synced, and whether its name was. At the chosen
+ * call the store is copied as the page cache has it. A state of the drive has each sector of each file as it was synced
+ * or as it is in that copy, each size and each name likewise.
  */
 #include <sys/stat.h>
 #include <unistd.h>

@@ -83,7 +83,8 @@ static void check_acknowledged(small_store *store)
     store_check(store, least);
 }
 
-/* ---- death at a system call --------------------------------------------------------------------------------------- */
+/* ---- death at a system call ---------------------------------------------------------------------------------------
+ */
 
 static struct sc_os_table real;
 static int calls_until_death;
@@ -204,7 +205,8 @@ static void test_a_process_killed_at_any_call_leaves_a_usable_journal_to_the_nex
     check_deaths(false);
 }
 
-/* ---- several at work ------------------------------------------------------------------------------------------------ */
+/* ---- several at work ------------------------------------------------------------------------------------------------
+ */
 
 static void append_until_stopped(int number)
 {
@@ -243,7 +245,8 @@ static void test_processes_that_are_killed_while_others_go_on_lose_nothing(void)
     folder_remove(path);
 }
 
-/* ---- one flush for all ------------------------------------------------------------------------------------------------ */
+/* ---- one flush for all
+ * ------------------------------------------------------------------------------------------------ */
 
 static void open_and_exit(int number)
 {

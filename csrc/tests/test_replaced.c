@@ -1,6 +1,7 @@
 /*
- * Files that change under somebody's feet: while a handle looks at a log, another one appends to its active segment, seals,
- * cuts and replaces it, between any two system calls of the first. What it knew of one file is not taken for another.
+ * Files that change under somebody's feet: while a handle looks at a log, another one appends to its active segment,
+ * seals, cuts and replaces it, between any two system calls of the first. What it knew of one file is not taken for
+ * another.
  */
 #include "check.h"
 #include "os.h"
@@ -8,11 +9,11 @@
 
 enum {
     SEGMENT = 256 << 10,
-    IN_FIRST = 10,  /* records: of producer 1, which aborts, and of 2, which commits, by turns */
-    ABORT_AT = 10,  /* the markers, in the second segment */
+    IN_FIRST = 10, /* records: of producer 1, which aborts, and of 2, which commits, by turns */
+    ABORT_AT = 10, /* the markers, in the second segment */
     COMMIT_AT = 11,
-    END = 14,       /* behind two plain records */
-    MORE = 60,      /* plain records that come meanwhile, before the second segment is sealed and both are replaced */
+    END = 14,  /* behind two plain records */
+    MORE = 60, /* plain records that come meanwhile, before the second segment is sealed and both are replaced */
     ALL_ROWS = IN_FIRST + 2,
     COMMITTED_ROWS = IN_FIRST / 2 + 2,
     PARTITION_LOCKS = 1 << 20,
@@ -137,8 +138,12 @@ static void append_one(sc_topic *topic, int64_t producer, int32_t sequence)
     sc_error error;
     sc_bytes value = {(const uint8_t *)"value", 5};
     sc_batch_input input = {.count = 1, .values = &value, .timestamp = FIRST_TIME};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1, .producer = {.id = producer, .sequence = sequence},
+    sc_append append = {.batches = &input,
+                        .batch_count = 1,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = -1,
+                        .producer = {.id = producer, .sequence = sequence},
                         .transactional = producer != SC_NO_PRODUCER};
     CHECK_OK(sc_partition_append(topic, 0, &append, &first, &end, &error), error);
 }
@@ -223,8 +228,13 @@ static void writer_comes_and_goes(void)
 static int64_t rows_of(sc_topic *topic, int64_t end, bool committed, int64_t min_timestamp)
 {
     sc_range range = {0, 0, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = min_timestamp,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true, .committed = committed};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = min_timestamp,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true,
+                               .committed = committed};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;
@@ -263,8 +273,12 @@ static void read_from_a_time_on(sc_topic *topic)
 static void count_committed(sc_topic *topic)
 {
     sc_range range = {0, 0, END};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .committed = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .committed = true};
     sc_scan *scan;
     sc_error error;
     int64_t count;
@@ -314,8 +328,8 @@ static void describe(sc_topic *topic)
     CHECK_EQ(info.stable_offset, info.end_offset);
 }
 
-static void (*const looks[])(sc_topic *) = {read_all, read_committed, read_from_a_time_on, count_committed, verify,
-                                            look_at_segments, describe};
+static void (*const looks[])(sc_topic *) = {
+    read_all, read_committed, read_from_a_time_on, count_committed, verify, look_at_segments, describe};
 enum { LOOKS = sizeof looks / sizeof *looks };
 
 static void look_every_way(sc_topic *topic)
@@ -377,7 +391,8 @@ static void test_so_does_a_reader_that_finds_the_end_of_the_log_itself_while_a_w
 {
     int calls = 0;
     for (int i = 0; i < LOOKS; i++)
-        calls += sweep(looks[i], false, false, writer_comes_and_stays) + sweep(looks[i], false, false, writer_comes_and_goes);
+        calls += sweep(looks[i], false, false, writer_comes_and_stays) +
+                 sweep(looks[i], false, false, writer_comes_and_goes);
     CHECK(calls > 100);
 }
 
@@ -403,8 +418,13 @@ static void test_a_reader_is_told_of_deleted_records_whenever_they_go(void)
     int reads = 0, refusals = 0;
     for (int call = 1, happened = true; happened; call++) {
         sc_range range = {0, 0, END};
-        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                                   .max_timestamp = INT64_MAX, .limit = -1, .verify = true, .committed = call % 2 != 0};
+        sc_scan_options options = {.ranges = &range,
+                                   .range_count = 1,
+                                   .min_timestamp = INT64_MIN,
+                                   .max_timestamp = INT64_MAX,
+                                   .limit = -1,
+                                   .verify = true,
+                                   .committed = call % 2 != 0};
         sc_scan *scan;
         sc_batch batch;
         sc_error error;
@@ -470,7 +490,8 @@ static void test_between_the_renaming_and_the_word_of_it_readers_mix_no_two_file
 {
     sc_topic *topic = make_log();
     late = topic_open_with(path, false, SEGMENT);
-    append_one(topic, 3, 0); /* at END, and the next: one is decided soon, the other one late, both in the next segment */
+    append_one(topic, 3,
+               0); /* at END, and the next: one is decided soon, the other one late, both in the next segment */
     append_one(topic, 4, 0);
     roll(topic);
     append_marker(topic, 3, true, END + 2);

@@ -168,8 +168,12 @@ static void test_a_scan_that_needs_a_removed_segment_learns_where_the_log_begins
 {
     sc_topic *topic = make_log(), *other = topic_open_with(path, true, SEGMENT);
     sc_range range = {0, 0, COUNT};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;

@@ -1,4 +1,5 @@
-/* Sealed segments replaced by others of their names: what everybody sees before, meanwhile and after, and after crashes. */
+/* Sealed segments replaced by others of their names: what everybody sees before, meanwhile and after, and after
+ * crashes. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -71,8 +72,12 @@ static void consolidate_all(sc_topic *topic)
 static int64_t count_of(sc_topic *topic, int64_t start, int64_t end)
 {
     sc_range range = {0, start, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_error error;
     int64_t count;
@@ -159,8 +164,12 @@ static void test_a_scan_goes_on_in_the_file_that_it_stands_on(void)
 {
     sc_topic *topic = make_log(COUNT);
     sc_range range = {0, 0, COUNT};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;
@@ -257,8 +266,12 @@ static bool stays(int64_t offset)
 static void check_sparse(sc_topic *topic, int64_t start, int64_t end, int64_t limit)
 {
     sc_range range = {0, start, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = limit, .verify = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = limit,
+                               .verify = true};
     sc_scan *scan;
     sc_batch batch;
     sc_rows rows;
@@ -354,8 +367,13 @@ static int append_as(sc_topic *topic, sc_producer producer, bool transactional, 
     int64_t end;
     sc_bytes value = {(const uint8_t *)"value", 5};
     sc_batch_input input = {.count = 1, .values = &value, .timestamp = 1000};
-    sc_append append = {.batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION,
-                        .expected_offset = -1, .producer = producer, .transactional = transactional};
+    sc_append append = {.batches = &input,
+                        .batch_count = 1,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = -1,
+                        .producer = producer,
+                        .transactional = transactional};
     return sc_partition_append(topic, 0, &append, first, &end, error);
 }
 
@@ -407,8 +425,13 @@ static void test_what_dropped_headers_said_of_producers_is_kept_however_often(vo
 static int64_t count_committed(sc_topic *topic, int64_t end)
 {
     sc_range range = {0, 0, end};
-    sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX, .limit = -1, .verify = true, .committed = true};
+    sc_scan_options options = {.ranges = &range,
+                               .range_count = 1,
+                               .min_timestamp = INT64_MIN,
+                               .max_timestamp = INT64_MAX,
+                               .limit = -1,
+                               .verify = true,
+                               .committed = true};
     sc_scan *scan;
     sc_batch batch;
     sc_error error;

@@ -1,4 +1,5 @@
-/* What is added comes out as batches, in order and once; memory stays bounded; retries hold up their partition alone. */
+/* What is added comes out as batches, in order and once; memory stays bounded; retries hold up their partition alone.
+ */
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -22,8 +23,12 @@ typedef struct sender {
 static sender open_sender(sc_send_options options, bool native, bool durable)
 {
     sender self;
-    sc_send_plan plan = {.partitions = PARTITIONS, .schema_version = 1, .generation = GENERATION,
-                         .max_record_bytes = 1 << 20, .native = native, .durable = durable};
+    sc_send_plan plan = {.partitions = PARTITIONS,
+                         .schema_version = 1,
+                         .generation = GENERATION,
+                         .max_record_bytes = 1 << 20,
+                         .native = native,
+                         .durable = durable};
     folder_make(path);
     self.topic = topic_open(path, true);
     CHECK_OK(sc_send_buffer_new(&options, &self.buffer, &error), error);
@@ -116,7 +121,8 @@ static void test_columns_hold_what_was_put_whatever_is_null(void)
                 }
                 const int32_t *ends = (const int32_t *)(const void *)columns[k]->ends.data;
                 CHECK_EQ(ends[i + 1] - ends[i], null[i][k] ? 0 : (int64_t)strlen(stored[i][k]));
-                CHECK(ends[i + 1] == ends[i] || memcmp(columns[k]->data.data + ends[i], stored[i][k], strlen(stored[i][k])) == 0);
+                CHECK(ends[i + 1] == ends[i] ||
+                      memcmp(columns[k]->data.data + ends[i], stored[i][k], strlen(stored[i][k])) == 0);
                 CHECK(columns[k]->nulls == 0 || (columns[k]->validity.data[i / 8] >> (i % 8) & 1) == !null[i][k]);
             }
             CHECK(!columns[k]->present || columns[k]->nulls == nulls);
@@ -208,7 +214,10 @@ static void test_what_cannot_be_taken_is_refused_and_changes_nothing(void)
     int64_t before = sc_send_buffer_memory(self.buffer);
     CHECK_EQ(add_size(&self, PARTITIONS, 1), SC_RANGE);
     CHECK_EQ(add_size(&self, 0, 90000), SC_TOO_LARGE);
-    sc_send_plan plan = {.partitions = PARTITIONS, .schema_version = 1, .generation = GENERATION, .max_record_bytes = 10,
+    sc_send_plan plan = {.partitions = PARTITIONS,
+                         .schema_version = 1,
+                         .generation = GENERATION,
+                         .max_record_bytes = 10,
                          .native = true};
     CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
     CHECK_EQ(add_size(&self, 0, 11), SC_TOO_LARGE);
@@ -229,8 +238,11 @@ static void test_a_record_without_a_key_sees_changed_settings_while_a_batch_is_o
 {
     sender self = open_sender((sc_send_options){FOR_EVER_MS, 1000, 100000}, true, false);
     CHECK_EQ(add(&self, 0, NULL, "opens the batch"), SC_OK);
-    sc_send_plan plan = {.partitions = PARTITIONS, .schema_version = 1, .generation = GENERATION + 1,
-                         .max_record_bytes = 1000, .native = true};
+    sc_send_plan plan = {.partitions = PARTITIONS,
+                         .schema_version = 1,
+                         .generation = GENERATION + 1,
+                         .max_record_bytes = 1000,
+                         .native = true};
     CHECK_OK(sc_send_topic_plan(self.to, &plan, &error), error);
     CHECK_EQ(add(&self, 0, NULL, "x"), SC_STALE);
     CHECK_EQ(add(&self, 0, "key", "x"), SC_OK);
@@ -365,7 +377,8 @@ static void *send_own(void *argument)
     sc_error mine;
     for (int64_t i = 0; i < RECORDS_EACH; i++) {
         int64_t content[2] = {self->number, i};
-        sc_send_record record = {.value = {(const uint8_t *)content, sizeof content}, .partition = self->number % 2,
+        sc_send_record record = {.value = {(const uint8_t *)content, sizeof content},
+                                 .partition = self->number % 2,
                                  .tag = i % 5 == 0 ? self : NULL};
         int code;
         while ((code = sc_send_buffer_add(self->sender->buffer, self->sender->to, &record, &mine)) == SC_END)
@@ -412,8 +425,12 @@ static void test_threads_add_while_one_appends_and_nothing_is_lost_or_moved(void
     int64_t next[SENDERS] = {0};
     for (uint32_t p = 0; p < 2; p++) {
         sc_range range = {p, 0, end_of(self.topic, p)};
-        sc_scan_options options = {.ranges = &range, .range_count = 1, .min_timestamp = INT64_MIN,
-                                   .max_timestamp = INT64_MAX, .limit = -1, .verify = true};
+        sc_scan_options options = {.ranges = &range,
+                                   .range_count = 1,
+                                   .min_timestamp = INT64_MIN,
+                                   .max_timestamp = INT64_MAX,
+                                   .limit = -1,
+                                   .verify = true};
         sc_scan *scan;
         sc_batch batch;
         sc_rows rows;

@@ -31,8 +31,7 @@ static void make_folder(void)
 
 static sc_tail tail_of(int64_t number)
 {
-    return (sc_tail){number, number, number, number, number, number, number, number, number, number,
-                    number, number};
+    return (sc_tail){number, number, number, number, number, number, number, number, number, number, number, number};
 }
 
 /* ---- slots ------------------------------------------------------------------------------------------------- */

@@ -143,7 +143,8 @@ static void test_a_signal_in_a_file_is_seen_by_other_processes_and_not_written_b
     CHECK_OK(sc_signal_open(file, true, &signal, &error), error);
     CHECK_OK(sc_signal_open(file, false, &reader, &error), error);
     count_calls();
-    struct waiter waiters[] = {{.watches = {{signal, 0}}, .watch_count = 1}, {.watches = {{reader, 0}}, .watch_count = 1}};
+    struct waiter waiters[] = {{.watches = {{signal, 0}}, .watch_count = 1},
+                               {.watches = {{reader, 0}}, .watch_count = 1}};
     start(&waiters[0]);
     start(&waiters[1]);
     await_sleep(2);
