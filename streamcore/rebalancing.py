@@ -7,6 +7,7 @@ the consumer is asked for records next, in the caller's thread and under the con
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -86,13 +87,15 @@ class FullAssignment:
         self._fetcher = fetcher
         self._listener = listener
         self._seen: int | None = None
+        self._look_again = 0.0  # when a reader does, by the monotonic clock
 
     def begin(self) -> None:
         """There is nothing to wait for: all is assigned from the start."""
 
     def update(self) -> None:
         """Finds topics and partitions that are new."""
-        if self._seen != self._signal.count() or self._store.mode == "r":
+        due = self._store.mode == "r" and time.monotonic() >= self._look_again
+        if due or self._seen != self._signal.count():
             self._look()
 
     def watches(self) -> list[tuple[_core.Signal, int]]:
@@ -108,6 +111,7 @@ class FullAssignment:
     def _look(self) -> None:
         first = self._seen is None
         self._seen = self._signal.count()
+        self._look_again = time.monotonic() + _READER_WAIT_MS / 1000
         patterns = [wanted for wanted in self._subscription if groups.is_pattern(wanted)]
         if patterns:
             known = {topic.name: topic for topic in self._store.topics()}
