@@ -7,11 +7,14 @@ import itertools
 import logging
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import streamcore as sc
 from streamcore.retention import FUTURE_MS_MAX, apply_retention
@@ -245,6 +248,62 @@ def test_the_oldest_segments_go_until_what_is_left_is_just_enough(make_topic: Ca
     assert sum(left) >= 300_000 > sum(left[1:])
     assert left == sizes[-len(left) :]
     assert len(left) < len(sizes)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 50), st.integers(1, 5)),  # at a time, so many records
+        st.tuples(st.just("roll")),
+        st.tuples(st.just("delete"), st.floats(0, 1)),  # up to a share of what there is
+        st.tuples(st.just("retain"), st.integers(1, 30), st.integers(0, 80)),  # keeping so long, at a time
+        st.tuples(st.just("reopen")),
+    ),
+    max_size=30,
+)
+
+
+@given(steps=STEPS)
+@settings(max_examples=60, deadline=None)
+def test_retention_and_deletion_do_what_a_list_of_lists_would(steps: list[tuple[Any, ...]]) -> None:
+    """The model: segments as lists of (offset, time), the last of them active."""
+    model: list[list[tuple[int, int]]] = [[]]
+    start = end = 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = sc.open(folder)
+        topic = store.create_topic("t")
+        for name, *given_ in steps:
+            if name == "append":
+                when, count = given_
+                topic.append([b"x"] * count, timestamps=NOW + when * 1000)
+                model[-1] += [(end + i, when) for i in range(count)]
+                end += count
+            elif name == "roll" and model[-1]:
+                topic.roll(0)
+                model.append([])
+            elif name == "delete":
+                start = max(start, start + int(given_[0] * (end - start)))
+                topic.delete_records(start, 0)
+            elif name == "retain":
+                keep, now = given_
+                topic.alter(retention_ms=keep * 1000)
+                apply_retention(topic, NOW + now * 1000)
+                for segment in model:
+                    left = [row for row in segment if row[0] >= start]
+                    if segment and segment[-1][0] < start:
+                        continue
+                    if not left or max(when for _, when in segment) >= now - keep:
+                        break
+                    start = segment[-1][0] + 1
+                if model[-1] and start == end:
+                    model.append([])
+            elif name == "reopen":
+                store.close()
+                store = sc.open(folder)
+                topic = store.topic("t")
+            wanted = [row for segment in model for row in segment if row[0] >= start]
+            assert [(r.offset, (r.timestamp_ms - NOW) // 1000) for r in topic.scan()] == wanted
+            assert (topic.partitions[0].start_offset, topic.partitions[0].end_offset) == (start, end)
+        store.close()
 
 
 def test_size_never_takes_the_active_segment(make_topic: Callable[..., sc.Topic]) -> None:
