@@ -227,28 +227,6 @@ static int is_aborted(sc_rewrite *self, const sc_header *header, bool *aborted, 
 
 /* ---- reading the old segment ------------------------------------------------------------------------------- */
 
-static void fill_batch(const sc_rewrite *self, const sc_header *header, int64_t position, sc_batch *batch)
-{
-    *batch = (sc_batch){
-        .message = self->mapping->data + position,
-        .message_size = header->total_size,
-        .position = position,
-        .base_offset = header->base_offset,
-        .last_offset = header->last_offset,
-        .record_count = header->record_count,
-        .row_count = header->record_count,
-        .min_timestamp = header->min_timestamp,
-        .max_timestamp = header->max_timestamp,
-        .partition = self->partition->number,
-        .schema_version = header->schema_version,
-        .flags = header->flags,
-        .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
-        .has_headers = (header->flags & SC_FLAG_HAS_HEADERS) != 0,
-        .layout = self->segment->layout,
-        .mapping = self->mapping,
-    };
-}
-
 /* What is to be done with a batch; *found when the caller gets it. */
 static int pass(sc_rewrite *self, const sc_header *header, bool *found, sc_error *error)
 {
@@ -294,7 +272,7 @@ static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
         self->offset = look.header.last_offset + 1;
         note_stable(self, &look.header);
         if (found)
-            fill_batch(self, &look.header, position, batch);
+            sc_segment_batch(self->segment, self->mapping, &look.header, position, self->partition->number, batch);
     }
     self->row = self->rows_passed;
     self->rows_passed += batch->record_count;

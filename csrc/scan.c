@@ -231,28 +231,6 @@ static int finish_segment(sc_scan *scan, const sc_look *look, sc_error *error)
     return step_over_damage(scan, look, error);
 }
 
-static void fill(const sc_scan *scan, const sc_header *header, int64_t position, sc_batch *batch)
-{
-    *batch = (sc_batch){
-        .message = scan->mapping->data + position,
-        .message_size = header->total_size,
-        .position = position,
-        .base_offset = header->base_offset,
-        .last_offset = header->last_offset,
-        .record_count = header->record_count,
-        .row_count = header->record_count,
-        .min_timestamp = header->min_timestamp,
-        .max_timestamp = header->max_timestamp,
-        .partition = scan->partition->number,
-        .schema_version = header->schema_version,
-        .flags = header->flags,
-        .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
-        .has_headers = (header->flags & SC_FLAG_HAS_HEADERS) != 0,
-        .layout = scan->segment->layout,
-        .mapping = scan->mapping,
-    };
-}
-
 /* The rows of a batch that lie in the range. Row i has offset base + i, unless the batch was rewritten. */
 static int clip(const sc_scan *scan, int64_t from_offset, sc_batch *batch, sc_error *error)
 {
@@ -347,7 +325,7 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
     scan->retried = false;
     if (!wanted)
         return SC_OK;
-    fill(scan, &look.header, position, batch);
+    sc_segment_batch(scan->segment, scan->mapping, &look.header, position, scan->partition->number, batch);
     int code = clip(scan, from_offset, batch, error);
     *found = code == SC_OK && batch->row_count > 0;
     return code;

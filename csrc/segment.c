@@ -226,6 +226,29 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
     return self.look;
 }
 
+void sc_segment_batch(const sc_segment *segment, sc_mapping *mapping, const sc_header *header, int64_t position,
+                      uint32_t partition, sc_batch *batch)
+{
+    *batch = (sc_batch){
+        .message = mapping->data + position,
+        .message_size = header->total_size,
+        .position = position,
+        .base_offset = header->base_offset,
+        .last_offset = header->last_offset,
+        .record_count = header->record_count,
+        .row_count = header->record_count,
+        .min_timestamp = header->min_timestamp,
+        .max_timestamp = header->max_timestamp,
+        .partition = partition,
+        .schema_version = header->schema_version,
+        .flags = header->flags,
+        .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
+        .has_headers = (header->flags & SC_FLAG_HAS_HEADERS) != 0,
+        .layout = segment->layout,
+        .mapping = mapping,
+    };
+}
+
 struct search {
     const uint8_t *data;
     int64_t position, end;

@@ -78,6 +78,9 @@ typedef struct sc_look {
 
 /* Looks at the message at `position`, no further than `end`; with `verify` at its body too, once per process. */
 sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified);
+/* A message that sc_segment_look found good, as a batch of which all rows are wanted. The mapping is borrowed. */
+void sc_segment_batch(const sc_segment *segment, sc_mapping *mapping, const sc_header *header, int64_t position,
+                      uint32_t partition, sc_batch *batch);
 /* The position of the next good batch behind `position` with a sound body; -1: there is none. A damaged batch whose
  * header is good is stepped over whole: what looks like a batch inside it is somebody's data. */
 int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header);

@@ -67,20 +67,8 @@ static void verify_structure(verifier *self, const sc_segment *segment, sc_mappi
 {
     if ((header->flags & SC_FLAG_CONTROL) != 0 || header->record_count == 0)
         return;
-    struct structure_check check = {
-        .batch = {.message = mapping->data + position,
-                  .message_size = header->total_size,
-                  .position = position,
-                  .base_offset = header->base_offset,
-                  .last_offset = header->last_offset,
-                  .record_count = header->record_count,
-                  .row_count = header->record_count,
-                  .flags = header->flags,
-                  .codec = (header->flags & SC_FLAG_CODEC) >> SC_FLAG_CODEC_SHIFT,
-                  .partition = self->partition->number,
-                  .layout = segment->layout,
-                  .mapping = mapping},
-    };
+    struct structure_check check = {0};
+    sc_segment_batch(segment, mapping, header, position, self->partition->number, &check.batch);
     check_structure(&check);
     if (check.code != SC_OK)
         report(self, segment, header->base_offset, position, check.error.message);
