@@ -33,4 +33,10 @@ struct sc_rewrite {
     sc_rewrite_report report;
 };
 
+/* A bit of a validity buffer; NULL: all are set. */
+static inline bool sc_row_is_set(const uint8_t *bits, int64_t at)
+{
+    return bits == NULL || (bits[at / 8] >> (at % 8) & 1);
+}
+
 #endif
