@@ -16,340 +16,21 @@
  *
  * A process that dies between 3 and 5 leaves `dirty` set in the slot: the next one repairs before it appends.
  */
+#include "append.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "encode.h"
 #include "error.h"
 #include "os.h"
-#include "topic.h"
 
 enum {
-    ALLOCATION_FIRST = 64 << 10,
-    ALLOCATION_STEP_MAX = 64 << 20,
-    ALLOCATION_BURST = 16, /* large appends reserve room for as many of their like */
     WRITE_SIZE_MIN = 64 << 10,
     SCRATCH_GRAIN = 64 << 10,
     SCRATCH_KEPT_MAX = 32 << 20,
-    DESCRIPTORS_MAX = 256,
-    POPULATE_WINDOW_MIN = 64 << 10,
-    POPULATE_WINDOW_MAX = 4 << 20,
-    POPULATE_WINDOW_DURABLE = 1 << 20,
 };
-#define END_MARKER ((uint64_t)SC_CONTINUATION)
-
-typedef struct append_state {
-    sc_partition *partition;
-    const sc_append *request;
-    const sc_layout *layout;
-    sc_topic_settings settings;
-    sc_slot *slot;
-    sc_tail tail;
-    sc_encoding *encodings;
-    int64_t total_size, record_count; /* count of offsets, of a marker 1 */
-    int64_t stable_offset;            /* when it is made */
-    uint16_t control;                 /* of a marker */
-    int64_t transaction_offset;       /* of a marker */
-} append_state;
-
-static int64_t round_up(int64_t size, int64_t to)
-{
-    return (size + to - 1) / to * to;
-}
-
-/* ---- the writer -------------------------------------------------------------------------------------------- */
-
-static atomic_int kept_descriptors; /* of all writers of the process: thousands of partitions must not exhaust them */
-
-/* Gives up the writer's descriptor, and keeps `fd` in its place unless many are kept already. */
-static void keep_descriptor(sc_writer *writer, int fd)
-{
-    if (writer->fd >= 0) {
-        sc_os.close(writer->fd);
-        atomic_fetch_sub(&kept_descriptors, 1);
-    }
-    writer->fd = -1;
-    if (fd < 0)
-        return;
-    if (atomic_fetch_add(&kept_descriptors, 1) < DESCRIPTORS_MAX) {
-        writer->fd = fd;
-        return;
-    }
-    atomic_fetch_sub(&kept_descriptors, 1);
-    sc_os.close(fd);
-}
-
-void sc_writer_close(sc_writer *writer)
-{
-    if (writer->data != NULL) {
-        sc_os.unmap(writer->data, (size_t)writer->size);
-        keep_descriptor(writer, -1);
-    }
-    *writer = (sc_writer){.fd = -1};
-}
-
-static int segment_path(const sc_partition *partition, int64_t base_offset, const char *ending, char *path,
-                        sc_error *error)
-{
-    int length = snprintf(path, SC_PATH_MAX, "%s/%u/%020lld.arrows%s", partition->topic->path,
-                          (unsigned)partition->number, (long long)base_offset, ending);
-    return length < SC_PATH_MAX ? SC_OK : sc_fail(error, SC_INVALID, "the path of the store is too long");
-}
-
-/* Maps the active segment for writing up to `needed` and a whole segment's size, beyond the end of the file: growing
- * the file later needs no new mapping. */
-static int open_writer(append_state *self, int64_t needed, sc_error *error)
-{
-    sc_writer *writer = &self->partition->writer;
-    if (writer->data != NULL && writer->base_offset == self->tail.segment_base &&
-        writer->file_number == self->tail.file_number && writer->size >= needed)
-        return SC_OK;
-    sc_writer_close(writer);
-    char path[SC_PATH_MAX];
-    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
-    if (code != SC_OK)
-        return code;
-    int64_t size = needed > self->settings.segment_bytes ? needed : self->settings.segment_bytes;
-    size = round_up(size > self->tail.allocated ? size : self->tail.allocated, ALLOCATION_FIRST);
-    int fd = sc_os.open(path, SC_OPEN_WRITE);
-    if (fd < 0)
-        return sc_fail_os(error, "cannot open the active segment", path);
-    uint8_t *data = sc_os.map(fd, (size_t)size, true);
-    if (data == NULL) {
-        code = sc_fail_os(error, "cannot map the active segment", path);
-        sc_os.close(fd);
-        return code;
-    }
-    *writer = (sc_writer){.data = data,
-                          .fd = -1,
-                          .size = size,
-                          .base_offset = self->tail.segment_base,
-                          .file_number = self->tail.file_number,
-                          .populated = self->tail.end_position};
-    keep_descriptor(writer, fd);
-    return SC_OK;
-}
-
-/* How large to make a file of `old` bytes that must have `needed`: doubling from 64 KiB, by at most 64 MiB. Each time
- * costs the kernel some milliseconds at the first pages behind the old end of the file, so large appends reserve much
- * at once. */
-static int64_t grown_size(const append_state *self, int64_t old, int64_t needed)
-{
-    int64_t burst = ALLOCATION_BURST * self->total_size;
-    int64_t step = old > burst ? old : burst;
-    step = step < ALLOCATION_FIRST ? ALLOCATION_FIRST : step > ALLOCATION_STEP_MAX ? ALLOCATION_STEP_MAX : step;
-    int64_t wanted = round_up(old + step > needed ? old + step : needed, SC_PAGE);
-    int64_t limit = round_up(self->settings.segment_bytes, SC_PAGE);
-    return wanted > limit ? round_up(needed > limit ? needed : limit, SC_PAGE) : wanted;
-}
-
-/* Reserves disk space up to `needed`, or more; just enough when more is too much. */
-static int allocate(append_state *self, int64_t needed, sc_error *error)
-{
-    int64_t old = self->tail.allocated;
-    if (needed <= old)
-        return SC_OK;
-    int64_t wanted = grown_size(self, old, needed);
-    char path[SC_PATH_MAX];
-    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
-    if (code != SC_OK)
-        return code;
-    int fd = sc_os.open(path, SC_OPEN_WRITE);
-    if (fd < 0)
-        return sc_fail_os(error, "cannot open the active segment", path);
-    int result = sc_os.allocate(fd, old, wanted - old);
-    if (result != 0 && round_up(needed, SC_PAGE) < wanted) {
-        wanted = round_up(needed, SC_PAGE);
-        result = sc_os.allocate(fd, old, wanted - old);
-    }
-    if (result != 0)
-        code = sc_fail_os(error, "cannot reserve disk space for an append", path);
-    sc_os.close(fd);
-    if (code == SC_OK)
-        self->tail.allocated = wanted;
-    return code;
-}
-
-/* Maps pages ahead of the stores, in a window that doubles while data streams in: it saves a page fault for each 4 KiB.
- * A sync makes the window small again, for it writes every page that was mapped so, also those that hold nothing yet.
- * Durable appends want that: where zeros were synced once, later syncs write data alone and no metadata. */
-static void populate(append_state *self, int64_t end)
-{
-    sc_writer *writer = &self->partition->writer;
-    if (end <= writer->populated)
-        return;
-    if (self->request->durable && !writer->journaled)
-        writer->window = POPULATE_WINDOW_DURABLE;
-    else
-        writer->window = writer->window == 0 ? POPULATE_WINDOW_MIN : writer->window * 2;
-    if (writer->window > POPULATE_WINDOW_MAX)
-        writer->window = POPULATE_WINDOW_MAX;
-    int64_t from = writer->populated / SC_PAGE * SC_PAGE;
-    int64_t to = round_up(end + writer->window, SC_PAGE);
-    if (to > self->tail.allocated)
-        to = self->tail.allocated / SC_PAGE * SC_PAGE;
-    if (to - from >= POPULATE_WINDOW_MIN)
-        (void)sc_os.populate(writer->data + from, (size_t)(to - from));
-    writer->populated = to > end ? to : end;
-}
-
-/* ---- new segments ------------------------------------------------------------------------------------------ */
-
-static int write_new_segment(append_state *self, const char *temporary, int64_t *allocated, sc_error *error)
-{
-    const sc_layout *layout = self->layout;
-    uint8_t *message = malloc((size_t)layout->schema_message_size);
-    if (message == NULL)
-        return sc_fail_memory(error);
-    sc_layout_schema_message(layout, self->partition->number, message);
-    (void)sc_os.unlink(temporary);
-    int fd = sc_os.open(temporary, SC_OPEN_CREATE);
-    int code = SC_OK;
-    int64_t needed = layout->schema_message_size + self->total_size + sc_encoding_empty_size(layout);
-    *allocated = grown_size(self, 0, needed);
-    bool reserved = fd >= 0 && sc_os.allocate(fd, 0, *allocated) == 0;
-    if (fd >= 0 && !reserved && round_up(needed, SC_PAGE) < *allocated) {
-        *allocated = round_up(needed, SC_PAGE);
-        reserved = sc_os.allocate(fd, 0, *allocated) == 0;
-    }
-    if (!reserved || sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
-        code = sc_fail_os(error, "cannot make a segment", temporary);
-    if (fd >= 0)
-        sc_os.close(fd);
-    free(message);
-    return code;
-}
-
-static int make_folder(append_state *self, sc_error *error)
-{
-    char folder[SC_PATH_MAX];
-    int code = sc_partition_folder(self->partition, folder, error);
-    if (code == SC_OK && sc_os.mkdir(folder) != 0 && errno != EEXIST)
-        code = sc_fail_os(error, "cannot make a partition's folder", folder);
-    return code;
-}
-
-/* The file appears under its name with its schema in it, and room for the append that needs it. It is synced by the
- * first flush: until then nothing that was promised depends on it. */
-static int create_segment(append_state *self, sc_error *error)
-{
-    char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
-    int64_t base_offset = self->tail.end_offset, allocated = 0;
-    int code = make_folder(self, error);
-    if (code == SC_OK)
-        code = segment_path(self->partition, base_offset, "", path, error);
-    if (code == SC_OK)
-        code = segment_path(self->partition, base_offset, ".tmp", temporary, error);
-    if (code == SC_OK)
-        code = write_new_segment(self, temporary, &allocated, error);
-    if (code == SC_OK && sc_os.rename(temporary, path) != 0)
-        code = sc_fail_os(error, "cannot name a new segment", path);
-    if (code != SC_OK) {
-        (void)sc_os.unlink(temporary);
-        return code;
-    }
-    code = sc_partition_add_segment(self->partition, self->tail.segment_base, base_offset, error);
-    if (code != SC_OK)
-        return code;
-    self->tail.segment_base = base_offset;
-    self->tail.end_position = self->layout->schema_message_size;
-    self->tail.allocated = allocated;
-    self->tail.created_ms = sc_os.now_ms();
-    self->tail.sealed = 0;
-    self->tail.file_number++;
-    self->tail.schema_version = self->layout->schema_version;
-    sc_slot_publish(self->slot, &self->tail);
-    return SC_OK;
-}
-
-/* Stores through the writer's mapping. A page that cannot be read in, or that somebody cut off the file, is an error
- * and not a signal. */
-static int store_guarded(append_state *self, void (*store)(void *), void *context, sc_error *error)
-{
-    sc_writer *writer = &self->partition->writer;
-    char path[SC_PATH_MAX];
-    if (sc_os_read_mapped(writer->data, (size_t)writer->size, store, context))
-        return SC_OK;
-    sc_writer_close(writer);
-    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
-    errno = EIO;
-    return code == SC_OK ? sc_fail_os(error, "cannot write to a segment that is mapped", path) : code;
-}
-
-static void store_end_marker(void *context)
-{
-    append_state *self = context;
-    uint64_t *at = (uint64_t *)(void *)(self->partition->writer.data + self->tail.end_position);
-    __atomic_store_n(at, END_MARKER, __ATOMIC_RELEASE);
-}
-
-/* Writes the end marker: nothing is appended to this file again. A flush syncs it and cuts its tail. */
-static int seal_segment(append_state *self, sc_error *error)
-{
-    int64_t end = self->tail.end_position;
-    int code = allocate(self, end + SC_OPENING_SIZE, error);
-    if (code == SC_OK)
-        code = open_writer(self, end + SC_OPENING_SIZE, error);
-    if (code != SC_OK)
-        return code;
-    code = store_guarded(self, store_end_marker, self, error);
-    if (code != SC_OK)
-        return code;
-    self->tail.sealed = 1;
-    sc_slot_publish(self->slot, &self->tail);
-    sc_writer_close(&self->partition->writer);
-    return SC_OK;
-}
-
-/* Where the append will lie in the active segment: at its end, or behind the old end of the file when that must grow.
- */
-static int64_t place_of(const append_state *self)
-{
-    const sc_tail *tail = &self->tail;
-    int64_t reserve = sc_encoding_empty_size(self->layout), old_end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
-    bool fits = tail->end_position + self->total_size + reserve <= tail->allocated;
-    return fits || old_end - tail->end_position < reserve ? tail->end_position : old_end;
-}
-
-static bool must_roll(const append_state *self)
-{
-    const sc_tail *tail = &self->tail;
-    bool empty = tail->end_offset == tail->segment_base;
-    if (tail->schema_version != self->layout->schema_version)
-        return true;
-    if (empty)
-        return false;
-    int64_t end = place_of(self) + self->total_size;
-    return end + sc_encoding_empty_size(self->layout) > self->settings.segment_bytes ||
-           (self->settings.segment_ms > 0 && sc_os.now_ms() - tail->created_ms >= self->settings.segment_ms);
-}
-
-/* A segment of another schema that has no records yet is replaced by one of the same name. */
-static void forget_segment(append_state *self)
-{
-    sc_writer_close(&self->partition->writer);
-    sc_partition_forget(self->partition, self->tail.segment_base);
-    self->tail.segment_base = -1;
-}
-
-static int ensure_segment(append_state *self, sc_error *error)
-{
-    sc_tail *tail = &self->tail;
-    int code = SC_OK;
-    if (tail->segment_base >= 0 && !tail->sealed && must_roll(self)) {
-        if (tail->end_offset == tail->segment_base)
-            forget_segment(self);
-        else
-            code = seal_segment(self, error);
-    }
-    if (code == SC_OK && (tail->segment_base < 0 || tail->sealed))
-        code = create_segment(self, error);
-    return code;
-}
-
-/* ---- the append -------------------------------------------------------------------------------------------- */
 
 static int check_usable(sc_partition *partition, sc_error *error)
 {
@@ -367,7 +48,7 @@ static int check_usable(sc_partition *partition, sc_error *error)
     return SC_OK;
 }
 
-static int check_slot(append_state *self, sc_error *error)
+int sc_append_check_slot(sc_append_state *self, sc_error *error)
 {
     sc_state *state = &self->partition->topic->state;
     if (atomic_load(&sc_state_header_of(state)->deleted) == 0 &&
@@ -376,7 +57,7 @@ static int check_slot(append_state *self, sc_error *error)
     return check_usable(self->partition, error);
 }
 
-static int find_end(append_state *self, sc_error *error)
+int sc_append_find_end(sc_append_state *self, sc_error *error)
 {
     bool known = sc_slot_read(self->slot, &self->tail);
     if (known && atomic_load(&self->slot->dirty) == 0)
@@ -400,7 +81,7 @@ static int64_t unstable_count(int64_t end_offset, int64_t stable_offset)
     return end_offset > stable_offset ? end_offset - stable_offset : 0;
 }
 
-static sc_placement placement_of(const append_state *self, int64_t number, int64_t offset)
+static sc_placement placement_of(const sc_append_state *self, int64_t number, int64_t offset)
 {
     bool last = number == self->request->batch_count - 1;
     const sc_producer *producer = &self->request->producer;
@@ -422,7 +103,7 @@ static sc_placement placement_of(const append_state *self, int64_t number, int64
     };
 }
 
-static void store_opening(append_state *self, int64_t position, const sc_encoding *encoding)
+static void store_opening(sc_append_state *self, int64_t position, const sc_encoding *encoding)
 {
     uint64_t *at = (uint64_t *)(void *)(self->partition->writer.data + position);
     __atomic_store_n(at, sc_encoding_opening(encoding), __ATOMIC_RELEASE);
@@ -431,7 +112,7 @@ static void store_opening(append_state *self, int64_t position, const sc_encodin
 /* Lays out each batch where it will lie. */
 static void store_batches(void *context)
 {
-    append_state *self = context;
+    sc_append_state *self = context;
     int64_t position = self->tail.end_position, offset = self->tail.end_offset;
     for (int64_t i = 0; i < self->request->batch_count; i++) {
         sc_encoding *encoding = &self->encodings[i];
@@ -446,14 +127,14 @@ static void store_batches(void *context)
 
 static void store_first_opening(void *context)
 {
-    append_state *self = context;
+    sc_append_state *self = context;
     store_opening(self, self->tail.end_position, &self->encodings[0]);
 }
 
 /* ---- batches without records ------------------------------------------------------------------------------- */
 
 struct filler {
-    append_state *state;
+    sc_append_state *state;
     sc_encoding encoding;
 };
 
@@ -470,13 +151,13 @@ static void store_filler(void *context)
 }
 
 /* Puts a batch without records at the end of the log, up to `end`. The segment is mapped, and marked dirty. */
-static int fill_up_to(append_state *self, int64_t end, sc_error *error)
+static int fill_up_to(sc_append_state *self, int64_t end, sc_error *error)
 {
     struct filler filler = {.state = self};
     int code = sc_encoding_plan_empty(&filler.encoding, self->layout, end - self->tail.end_position, error);
     if (code != SC_OK)
         return code;
-    code = store_guarded(self, store_filler, &filler, error);
+    code = sc_append_store_guarded(self, store_filler, &filler, error);
     sc_encoding_free(&filler.encoding);
     if (code != SC_OK)
         return code;
@@ -494,26 +175,26 @@ int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail)
 }
 
 /* What there is to say of a log apart from an append. */
-static append_state state_of(sc_partition *partition, const sc_tail *tail)
+static sc_append_state state_of(sc_partition *partition, const sc_tail *tail)
 {
-    return (append_state){.partition = partition,
-                          .settings = sc_topic_settings_read(partition->topic),
-                          .slot = sc_state_slot(&partition->topic->state, partition->number),
-                          .tail = *tail,
-                          .layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version)};
+    return (sc_append_state){.partition = partition,
+                             .settings = sc_topic_settings_read(partition->topic),
+                             .slot = sc_state_slot(&partition->topic->state, partition->number),
+                             .tail = *tail,
+                             .layout = sc_topic_layout(partition->topic, (uint32_t)tail->schema_version)};
 }
 
 int sc_partition_append_empty(sc_partition *partition, sc_tail *tail, sc_error *error)
 {
-    append_state self = state_of(partition, tail);
+    sc_append_state self = state_of(partition, tail);
     if (self.layout == NULL)
         return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)tail->schema_version);
     int64_t size = sc_encoding_empty_size(self.layout), end = tail->end_position + size;
     if (end + size > tail->allocated && end <= tail->allocated) /* no batch lies across a length that the file had */
         end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
-    int code = allocate(&self, end + size, error);
+    int code = sc_append_allocate(&self, end + size, error);
     if (code == SC_OK)
-        code = open_writer(&self, end + size, error);
+        code = sc_append_open_writer(&self, end + size, error);
     if (code != SC_OK)
         return code;
     atomic_store(&self.slot->dirty, 1);
@@ -538,22 +219,22 @@ void sc_partition_append_note(sc_partition *partition, sc_slot *slot, sc_tail *t
 
 int sc_partition_locked_tail(sc_partition *partition, sc_tail *tail, sc_error *error)
 {
-    append_state self = {.partition = partition, .slot = sc_state_slot(&partition->topic->state, partition->number)};
+    sc_append_state self = {.partition = partition, .slot = sc_state_slot(&partition->topic->state, partition->number)};
     int code = check_usable(partition, error);
     if (code == SC_OK)
-        code = find_end(&self, error);
+        code = sc_append_find_end(&self, error);
     *tail = self.tail;
     return code;
 }
 
 int sc_partition_roll_locked(sc_partition *partition, sc_tail *tail, sc_error *error)
 {
-    append_state self = state_of(partition, tail);
+    sc_append_state self = state_of(partition, tail);
     if (self.layout == NULL)
         return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)tail->schema_version);
-    int code = tail->sealed ? SC_OK : seal_segment(&self, error);
+    int code = tail->sealed ? SC_OK : sc_append_seal_segment(&self, error);
     if (code == SC_OK)
-        code = create_segment(&self, error);
+        code = sc_append_create_segment(&self, error);
     *tail = self.tail;
     return code;
 }
@@ -576,7 +257,7 @@ static sc_scratch *take_scratch(sc_topic *topic, int64_t size)
     scratch = malloc(sizeof *scratch);
     if (scratch == NULL)
         return NULL;
-    *scratch = (sc_scratch){.size = round_up(size, SCRATCH_GRAIN)};
+    *scratch = (sc_scratch){.size = sc_round_up(size, SCRATCH_GRAIN)};
     scratch->data = aligned_alloc(SC_ALIGNMENT, (size_t)scratch->size);
     if (scratch->data != NULL)
         return scratch;
@@ -591,7 +272,7 @@ static void give_scratch(sc_topic *topic, sc_scratch *scratch)
     sc_scratch_free(scratch);
 }
 
-static int write_batch(append_state *self, int fd, int64_t number, int64_t position, int64_t offset, sc_error *error)
+static int write_batch(sc_append_state *self, int fd, int64_t number, int64_t position, int64_t offset, sc_error *error)
 {
     sc_encoding *encoding = &self->encodings[number];
     sc_placement placement = placement_of(self, number, offset);
@@ -612,12 +293,12 @@ static int write_batch(append_state *self, int fd, int64_t number, int64_t posit
 
 /* Lays out large batches in memory and has the kernel copy them: a page that is written whole needs no zeroing and no
  * page fault, which is worth more than the second copy from 64 KiB on (docs/decisions/0001-write-path.md). */
-static int write_batches(append_state *self, sc_error *error)
+static int write_batches(sc_append_state *self, sc_error *error)
 {
     char path[SC_PATH_MAX];
     int64_t position = self->tail.end_position, offset = self->tail.end_offset;
     int fd = self->partition->writer.fd;
-    int code = segment_path(self->partition, self->tail.segment_base, "", path, error);
+    int code = sc_append_segment_path(self->partition, self->tail.segment_base, "", path, error);
     if (code == SC_OK && fd < 0 && (fd = sc_os.open(path, SC_OPEN_WRITE)) < 0)
         code = sc_fail_os(error, "cannot open the active segment", path);
     for (int64_t i = 0; code == SC_OK && i < self->request->batch_count; i++) {
@@ -630,7 +311,7 @@ static int write_batches(append_state *self, sc_error *error)
     return code;
 }
 
-static void note_batches(append_state *self)
+static void note_batches(sc_append_state *self)
 {
     sc_segment *segment;
     sc_error unused;
@@ -647,7 +328,7 @@ static void note_batches(append_state *self)
     sc_segment_release(segment);
 }
 
-static int check_room(const append_state *self, sc_error *error)
+int sc_append_check_room(const sc_append_state *self, sc_error *error)
 {
     if (self->record_count <= INT64_MAX - self->tail.end_offset)
         return SC_OK;
@@ -655,15 +336,16 @@ static int check_room(const append_state *self, sc_error *error)
 }
 
 /* Stores the batches at the end of the log, which is known, and publishes them. */
-static int write_locked(append_state *self, sc_error *error)
+int sc_append_write_locked(sc_append_state *self, sc_error *error)
 {
-    int code = ensure_segment(self, error);
+    int code = sc_append_ensure_segment(self, error);
     if (code != SC_OK)
         return code;
-    int64_t place = place_of(self), end = place + self->total_size, reserve = sc_encoding_empty_size(self->layout);
-    code = allocate(self, end + reserve, error);
+    int64_t place = sc_append_place_of(self), end = place + self->total_size,
+            reserve = sc_encoding_empty_size(self->layout);
+    code = sc_append_allocate(self, end + reserve, error);
     if (code == SC_OK)
-        code = open_writer(self, end + reserve, error);
+        code = sc_append_open_writer(self, end + reserve, error);
     if (code != SC_OK)
         return code;
     atomic_store(&self->slot->dirty, 1); /* stays so when a write fails: the next append then clears what is there */
@@ -674,11 +356,11 @@ static int write_locked(append_state *self, sc_error *error)
     if (self->total_size >= WRITE_SIZE_MIN) {
         code = write_batches(self, error);
     } else {
-        populate(self, end);
-        code = store_guarded(self, store_batches, self, error);
+        sc_append_populate(self, end);
+        code = sc_append_store_guarded(self, store_batches, self, error);
     }
     if (code == SC_OK)
-        code = store_guarded(self, store_first_opening, self, error);
+        code = sc_append_store_guarded(self, store_first_opening, self, error);
     if (code != SC_OK)
         return code;
     note_batches(self);
@@ -696,7 +378,7 @@ static int write_locked(append_state *self, sc_error *error)
 
 /* Whether the producer may append now. When it has appended just this before, *end_offset is where that ends; else -1.
  */
-static int check_producer(append_state *self, int64_t *end_offset, sc_error *error)
+static int check_producer(sc_append_state *self, int64_t *end_offset, sc_error *error)
 {
     const sc_append *request = self->request;
     sc_producer_unit unit;
@@ -712,7 +394,7 @@ static int check_producer(append_state *self, int64_t *end_offset, sc_error *err
 
 /* The log has grown from `old_end` by this append. A failure leaves the state behind, and it catches up when it is
  * needed. */
-static void note_producer(append_state *self, int64_t old_end)
+static void note_producer(sc_append_state *self, int64_t old_end)
 {
     sc_producer_state *state = self->partition->producers;
     const sc_producer *producer = &self->request->producer;
@@ -729,25 +411,25 @@ static void note_producer(append_state *self, int64_t old_end)
 }
 
 /* *repeated_end: -1, or where the records end that this append repeats. */
-static int append_locked(append_state *self, int64_t *repeated_end, sc_error *error)
+static int append_locked(sc_append_state *self, int64_t *repeated_end, sc_error *error)
 {
     const sc_append *request = self->request;
-    int code = check_slot(self, error);
+    int code = sc_append_check_slot(self, error);
     if (code == SC_OK)
-        code = find_end(self, error);
+        code = sc_append_find_end(self, error);
     if (code == SC_OK && request->producer.id != SC_NO_PRODUCER)
         code = check_producer(self, repeated_end, error);
     if (code != SC_OK || *repeated_end >= 0)
         return code;
     if (request->expected_offset >= 0 && request->expected_offset != self->tail.end_offset)
         return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
-    code = check_room(self, error);
+    code = sc_append_check_room(self, error);
     if (code != SC_OK)
         return code;
     int64_t old_end = self->tail.end_offset;
     bool all_decided = self->tail.stable_offset == old_end && !request->transactional;
     self->stable_offset = all_decided ? old_end + self->record_count : self->tail.stable_offset;
-    code = write_locked(self, error);
+    code = sc_append_write_locked(self, error);
     if (code == SC_OK)
         note_producer(self, old_end);
     return code;
@@ -755,7 +437,7 @@ static int append_locked(append_state *self, int64_t *repeated_end, sc_error *er
 
 /* ---- the append, from outside -------------------------------------------------------------------------------- */
 
-static int plan_batches(append_state *self, sc_error *error)
+static int plan_batches(sc_append_state *self, sc_error *error)
 {
     const sc_append *request = self->request;
     self->encodings = calloc((size_t)request->batch_count, sizeof *self->encodings);
@@ -772,7 +454,7 @@ static int plan_batches(append_state *self, sc_error *error)
     return SC_OK;
 }
 
-static void tell_appended(sc_partition *partition)
+void sc_append_tell(sc_partition *partition)
 {
     atomic_store_explicit(&partition->touched, true, memory_order_relaxed);
     atomic_store_explicit(&partition->unflushed, true, memory_order_relaxed);
@@ -783,7 +465,7 @@ static void tell_appended(sc_partition *partition)
 static int append_inside(sc_topic *topic, uint32_t number, const sc_append *request, int64_t *first_offset,
                          int64_t *end_offset, sc_error *error)
 {
-    append_state self = {.request = request, .settings = sc_topic_settings_read(topic)};
+    sc_append_state self = {.request = request, .settings = sc_topic_settings_read(topic)};
     int64_t repeated_end = -1;
     if (!topic->writable)
         return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
@@ -817,7 +499,7 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
     *end_offset = repeated_end >= 0 ? repeated_end : self.tail.end_offset;
     *first_offset = *end_offset - self.record_count;
     if (repeated_end < 0)
-        tell_appended(self.partition);
+        sc_append_tell(self.partition);
     return request->durable ? sc_partition_wait_durable(self.partition, *end_offset, error) : SC_OK;
 }
 
@@ -828,157 +510,6 @@ int sc_partition_append(sc_topic *topic, uint32_t number, const sc_append *reque
     if (code != SC_OK)
         return code;
     code = append_inside(topic, number, request, first_offset, end_offset, error);
-    sc_topic_leave(topic);
-    return code;
-}
-
-/* ---- markers ------------------------------------------------------------------------------------------------- */
-
-/* Of the active segment, or the newest when there is none. */
-static const sc_layout *layout_of_markers(sc_topic *topic, const sc_tail *tail)
-{
-    const sc_layout *newest = NULL, *layout = atomic_load(&topic->layouts);
-    if (tail->segment_base >= 0 && !tail->sealed)
-        return sc_topic_layout(topic, (uint32_t)tail->schema_version);
-    for (; layout != NULL; layout = layout->next)
-        if (newest == NULL || layout->schema_version > newest->schema_version)
-            newest = layout;
-    return newest;
-}
-
-/* Whether there is something to end, or an epoch to fence; fills in what the marker says. */
-static int plan_marker(append_state *self, const sc_marker *marker, bool *needed, sc_error *error)
-{
-    sc_partition *partition = self->partition;
-    int code = sc_partition_catch_up(partition, &self->tail, error);
-    if (code != SC_OK)
-        return code;
-    const sc_producer_entry *entry = sc_producer_state_find(partition->producers, marker->producer_id);
-    bool is_open = entry != NULL && entry->open_offset >= 0 &&
-                   (marker->commit ? entry->epoch == marker->epoch : entry->epoch <= marker->epoch);
-    bool fences = !marker->commit && marker->fence && (entry == NULL || entry->epoch < marker->epoch);
-    *needed = is_open || fences;
-    if (!*needed)
-        return SC_OK;
-    int64_t end_offset = self->tail.end_offset;
-    self->control = marker->commit ? SC_CONTROL_COMMIT : SC_CONTROL_ABORT;
-    self->transaction_offset = is_open ? entry->open_offset : end_offset;
-    self->record_count = 1;
-    self->stable_offset = sc_producer_state_stable(partition->producers, marker->producer_id, end_offset + 1);
-    self->layout = layout_of_markers(partition->topic, &self->tail);
-    if (self->layout == NULL)
-        return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)self->tail.schema_version);
-    code = sc_encoding_plan_empty(self->encodings, self->layout, sc_encoding_empty_size(self->layout), error);
-    self->total_size = self->encodings->total_size;
-    self->encodings->min_timestamp = self->encodings->max_timestamp = sc_os.now_ms();
-    return code;
-}
-
-static int append_marker_locked(append_state *self, const sc_marker *marker, int64_t *offset, sc_error *error)
-{
-    bool needed = false;
-    sc_error unused;
-    int code = check_slot(self, error);
-    if (code == SC_OK)
-        code = find_end(self, error);
-    if (code == SC_OK)
-        code = plan_marker(self, marker, &needed, error);
-    if (code != SC_OK || !needed)
-        return code;
-    int64_t end_offset = self->tail.end_offset;
-    code = check_room(self, error);
-    if (code == SC_OK)
-        code = write_locked(self, error);
-    if (code != SC_OK)
-        return code;
-    *offset = end_offset;
-    (void)sc_producer_state_end(self->partition->producers, &self->request->producer, end_offset, sc_os.now_ms(),
-                                &unused);
-    return SC_OK;
-}
-
-static int marker_inside(sc_topic *topic, uint32_t number, const sc_marker *marker, int64_t *offset, sc_error *error)
-{
-    static const sc_batch_input nothing;
-    sc_append request = {.batches = &nothing,
-                         .batch_count = 1,
-                         .expected_offset = -1,
-                         .durable = marker->durable,
-                         .producer = {.id = marker->producer_id, .epoch = marker->epoch, .sequence = -1}};
-    sc_encoding encoding = {0};
-    append_state self = {.request = &request, .settings = sc_topic_settings_read(topic), .encodings = &encoding};
-    if (!topic->writable)
-        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
-    if (marker->producer_id <= 0 || marker->epoch < 0)
-        return sc_fail(error, SC_INVALID, "producer %lld, epoch %d: ids begin at 1, epochs at 0",
-                       (long long)marker->producer_id, (int)marker->epoch);
-    int code = sc_topic_partition(topic, number, &self.partition, error);
-    if (code != SC_OK)
-        return code;
-    self.slot = sc_state_slot(&topic->state, number);
-    code = sc_partition_lock(self.partition, error);
-    if (code != SC_OK)
-        return code;
-    request.generation = atomic_load(&sc_state_header_of(&topic->state)->generation); /* settings do not matter here */
-    code = append_marker_locked(&self, marker, offset, error);
-    sc_partition_unlock(self.partition);
-    sc_encoding_free(&encoding);
-    if (code != SC_OK)
-        return code;
-    if (*offset >= 0)
-        tell_appended(self.partition);
-    return marker->durable ? sc_partition_wait_durable(self.partition, self.tail.end_offset, error) : SC_OK;
-}
-
-int sc_partition_append_marker(sc_topic *topic, uint32_t number, const sc_marker *marker, int64_t *offset,
-                               sc_error *error)
-{
-    int code = sc_topic_enter(topic, error);
-    if (code != SC_OK)
-        return code;
-    *offset = -1;
-    code = marker_inside(topic, number, marker, offset, error);
-    sc_topic_leave(topic);
-    return code;
-}
-
-/* ---- what is open -------------------------------------------------------------------------------------------- */
-
-static int open_inside(sc_topic *topic, uint32_t number, sc_open_transaction *transactions, int64_t max, int64_t *count,
-                       sc_error *error)
-{
-    static const sc_append nothing;
-    append_state self = {.request = &nothing};
-    if (!topic->writable)
-        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
-    int code = sc_topic_partition(topic, number, &self.partition, error);
-    if (code != SC_OK)
-        return code;
-    self.slot = sc_state_slot(&topic->state, number);
-    code = sc_partition_lock(self.partition, error);
-    if (code != SC_OK)
-        return code;
-    code = find_end(&self, error);
-    if (code == SC_OK && self.tail.stable_offset < self.tail.end_offset)
-        code = sc_partition_catch_up(self.partition, &self.tail, error);
-    const sc_producer_state *state = self.partition->producers;
-    bool any = code == SC_OK && self.tail.stable_offset < self.tail.end_offset;
-    for (int64_t i = 0; any && i < state->open_count && *count < max; i++) {
-        const sc_producer_entry *entry = sc_producer_state_find(state, state->open[i]);
-        transactions[(*count)++] = (sc_open_transaction){entry->id, entry->open_offset, entry->epoch};
-    }
-    sc_partition_unlock(self.partition);
-    return code;
-}
-
-int sc_partition_open_transactions(sc_topic *topic, uint32_t number, sc_open_transaction *transactions, int64_t max,
-                                   int64_t *count, sc_error *error)
-{
-    int code = sc_topic_enter(topic, error);
-    if (code != SC_OK)
-        return code;
-    *count = 0;
-    code = open_inside(topic, number, transactions, max, count, error);
     sc_topic_leave(topic);
     return code;
 }
