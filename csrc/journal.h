@@ -18,8 +18,8 @@
  *
  *      0  sc_journal_record, 512 bytes, with the name of one topic's folder
  *    512  its entries, 64 bytes each: a run of whole batches in one segment
- *         the batches of each entry, at multiples of 64. They have checksums of their own, so the record has none for
- * them. anything, up to a multiple of 4096
+ *         the batches of each entry, at multiples of 64. They have checksums of their own: the record has none for them
+ *         anything, up to a multiple of 4096
  *
  * When the area is full the segments of all records are synced, and the other copy of the header is written, with a new
  * salt and a greater `start`: that empties the journal, for records count only with the salt of the header in force,

@@ -2,10 +2,10 @@
  * Replacing a sealed segment by another of its name: the same offsets in other batches, and perhaps fewer records.
  *
  *   1. `<base>.arrows.new` is written whole: schema message, batches, a control batch with what the dropped headers
- * said of producers, the end marker; dated as the old file, and synced
+ *      said of producers, the end marker; dated as the old file, and synced
  *   2. under the partition's lock: the old index is removed, and that is synced: the index of one file must not be
- * taken for that of the other. Then the new file is renamed over the old one, and before and after that `rewrites` is
- *      counted up: every process forgets its segment objects before its next look
+ *      taken for that of the other. Then the new file is renamed over the old one, and before and after that
+ *      `rewrites` is counted up: every process forgets its segment objects before its next look
  *   3. the folder is synced, and a new index is written
  *
  * A crash leaves the old file or the new one, and perhaps a `.new` or no index, which costs nothing but time. Who has

@@ -4,9 +4,10 @@
  *
  *   add    lays a record at the end of the open batch of its partition. Any thread; no system call but the clock's
  *   seal   a batch is due when it is full, when it is linger_ms old, when a flush asks for it, when memory runs out, or
- * at the close. It is then closed to records, and the next one opens when there is a record for it append by the
- * worker, batch by batch. Of one partition in order: a batch that must be tried again holds up those behind it, and
- * nobody else finish the worker has told who wanted to know; the memory serves the next batch
+ *          at the close. It is then closed to records, and the next one opens when there is a record for it
+ *   append by the worker, batch by batch. Of one partition in order: a batch that must be tried again holds up those
+ *          behind it, and nobody else
+ *   finish the worker has told who wanted to know; the memory serves the next batch
  *
  * Memory: all that the batches hold, and what is kept for the next ones, stays below buffer_bytes; `add` then answers
  * SC_END. Policy (what is tried again, for how long, who is told) is the caller's.
