@@ -514,7 +514,7 @@ static void read_keys(void *context)
     exporter *self = &call->self;
     sc_rows *rows = call->rows;
     const sc_field *value = &self->layout->fields[self->layout->columns[SC_COLUMN_VALUE]];
-    const void *validity;
+    const void *validity = NULL;
     int code = open_message(self);
     if (code == SC_OK)
         code = read_fixed(self, SC_COLUMN_OFFSET, &rows->offsets);
