@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamcore import _core
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from streamcore.consumer import Consumer
     from streamcore.store import Store
     from streamcore.topic import Topic
+    from streamcore.transactions import Transaction
 
 Handler = Callable[[_core.Record], object]
 
@@ -198,7 +200,7 @@ class _Run:
             with contextlib.suppress(ValueError, StreamcoreError):  # not ours any more, or deleted
                 self._consumer.seek(topic, partition, offset)
 
-    def _handle(self, record: _core.Record, transaction: Any) -> None:
+    def _handle(self, record: _core.Record, transaction: Transaction | None) -> None:
         attempt = 1
         while True:
             try:
@@ -218,14 +220,14 @@ class _Run:
                 self._bury(record, error, attempt, transaction)
                 return
 
-    def _bury(self, record: _core.Record, error: Exception, attempts: int, transaction: Any) -> None:
+    def _bury(self, record: _core.Record, error: Exception, attempts: int, transaction: Transaction | None) -> None:
         assert self._dead_letter is not None
         topic = dead_letter_topic(self._consumer.store, self._dead_letter, record)
         headers = [*record.headers, *_describe(record, error, attempts, self._consumer.group)]
         value = record.value if isinstance(record.value, bytes) or record.value is None else _as_json(record.value)
         partition = record.partition if record.partition < topic.partition_count else None
-        appender = topic.append if transaction is None else _appender(transaction, self._dead_letter)
-        appender([value], keys=[record.key], timestamps=record.timestamp_ms, headers=[headers], partition=partition)
+        append = topic.append if transaction is None else partial(transaction.append, topic)
+        append([value], keys=[record.key], timestamps=record.timestamp_ms, headers=[headers], partition=partition)
         self._done.dead += 1
         _log.warning(
             "record %s:%d:%d could not be processed in %d attempts and went to %s: %r",
@@ -233,11 +235,11 @@ class _Run:
         )  # fmt: skip
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[Transaction | None]:
         if self._transactional_id is None:
             yield None
             return
-        with begin_transaction(self._consumer.store, self._transactional_id) as transaction:
+        with self._consumer.store.transaction(self._transactional_id) as transaction:
             yield transaction
 
     def _commit_now_and_then(self, *, idle: bool) -> None:
@@ -251,21 +253,6 @@ class _Run:
             _log.warning("a commit came too late: %s", error)
         self._committed_at_s = now_s
         self._uncommitted = False
-
-
-def begin_transaction(store: Store, transactional_id: str) -> Any:
-    """The store's transaction, as a context manager with `append` and `commit_offsets`."""
-    begin = getattr(store, "transaction", None)
-    if begin is None:
-        raise NotImplementedError("this version of streamcore has no transactions: leave transactional_id out")
-    return begin(transactional_id)
-
-
-def _appender(transaction: Any, topic: str) -> Callable[..., Any]:
-    def append(values: Any, **columns: Any) -> Any:
-        return transaction.append(topic, values, **columns)
-
-    return append
 
 
 def dead_letter_topic(store: Store, name: str, record: _core.Record) -> Topic:

@@ -214,7 +214,6 @@ def test_wrong_arguments_are_named(store: sc.Store, topic: sc.Topic) -> None:
                 consumer.process(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not hasattr(sc.Store, "transaction"), reason="no transactions yet")
 def test_with_a_transaction_dead_letters_and_commits_are_one(store: sc.Store, topic: sc.Topic) -> None:
     topic.append([b"a", b"bad", b"c"])
     handle, _ = refuse(b"bad")
