@@ -78,9 +78,12 @@ class TaskStats(NamedTuple):
 
 
 class Maintenance:
-    """The background work of one open store. Made by the store; a thread runs it once somebody called `start`."""
+    """The background work of one open store. Made by the store; a thread runs it once somebody called `start`.
 
-    def __init__(self, store: Store, tasks: Sequence[Task], interval_s: float) -> None:
+    interval_s: between two passes of the thread; None: there is no thread, and only `run` works.
+    """
+
+    def __init__(self, store: Store, tasks: Sequence[Task], interval_s: float | None) -> None:
         self._store = weakref.ref(store)
         self._tasks = tuple(tasks)
         self._interval_s = interval_s
@@ -93,7 +96,7 @@ class Maintenance:
 
     def start(self) -> None:
         """Has a thread do the work from now on, every interval, while this process holds the lock."""
-        if self._thread is not None:
+        if self._thread is not None or self._interval_s is None:
             return
         with self._condition:
             if self._thread is None and not self._stopping:

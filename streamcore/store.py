@@ -80,22 +80,35 @@ class Digest(NamedTuple):
     xxh3_128: str
 
 
-def open(path: str | os.PathLike[str], mode: Mode = "rw", durability: Literal["os", "disk"] = "os") -> Store:
+def open(
+    path: str | os.PathLike[str],
+    mode: Mode = "rw",
+    durability: Literal["os", "disk"] = "os",
+    *,
+    maintenance: bool = True,
+) -> Store:
     """Opens the store in a directory; with mode "rw" makes it when absent. Mode "r" never writes a byte.
 
     durability: of appends that say nothing else, on topics that say nothing else: "os" survives any crash of the
     process and is flushed in the background within a second, "disk" returns when the drive has it.
+    maintenance: whether a thread of this process takes part in the background work, every 30 s, once the store is
+    appended to or consumed from; `Store.maintain` does it in any case.
 
     Raises StorageError (no such directory, no permission, not a directory) and StoreFormatError.
     """
-    return Store(path, mode, durability)
+    return Store(path, mode, durability, maintenance=maintenance)
 
 
 class Store:
     """An open store. Any thread may use it; a forked child must open its own. A context manager."""
 
     def __init__(
-        self, path: str | os.PathLike[str], mode: Mode = "rw", durability: Literal["os", "disk"] = "os"
+        self,
+        path: str | os.PathLike[str],
+        mode: Mode = "rw",
+        durability: Literal["os", "disk"] = "os",
+        *,
+        maintenance: bool = True,
     ) -> None:
         self.closed = True
         if mode not in ("r", "rw"):
@@ -117,7 +130,7 @@ class Store:
         self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
         self._consuming: Consuming | None = None
-        self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S)
+        self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S if maintenance else None)
         self._producers: set[Producer] = set()
         self.closed = False
         _open_stores.add(self)
@@ -513,7 +526,8 @@ class Store:
     def maintain(self, tasks: Sequence[str] | None = None, stop: Callable[[], bool] | None = None) -> list[Run] | None:
         """Does the background work now, in this thread; None when another process or thread is at it.
 
-        A store that is appended to or consumed from does this by itself every 30 s, in one process at a time. tasks:
+        A store that is appended to or consumed from does this by itself every 30 s, in one process at a time, unless
+        it was opened with `maintenance=False`. tasks:
         some of "transactions", "groups", "retention", "compaction" and "consolidation"; None: all, in this order.
         stop() is asked now and then, and ends it when it is true. What fails is in the result, and does not stop the
         others.

@@ -44,8 +44,8 @@ def store_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(store_path: Path) -> Iterator[sc.Store]:
-    """An empty store, open for reading and writing."""
-    with sc.open(store_path) as opened:
+    """An empty store, open for reading and writing. Nothing is done in its background at a time of its own."""
+    with sc.open(store_path, maintenance=False) as opened:
         yield opened
 
 
@@ -58,7 +58,7 @@ def topic(store: sc.Store) -> sc.Topic:
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sc.Store]:
     """One store for tests that need no more than a topic: opening a store takes several waits for the drive."""
-    with sc.open(tmp_path_factory.mktemp("shared") / "store") as opened:
+    with sc.open(tmp_path_factory.mktemp("shared") / "store", maintenance=False) as opened:
         yield opened
 
 

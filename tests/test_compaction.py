@@ -420,7 +420,7 @@ with sc.open(sys.argv[1], sys.argv[2]) as store:
 
 @pytest.mark.parametrize("mode", ["r", "rw"])
 def test_other_processes_see_the_same_table_all_the_time(store_path: Path, mode: str) -> None:
-    with sc.open(store_path) as store:
+    with sc.open(store_path, maintenance=False) as store:
         topic = store.create_topic("a", segment_bytes=SMALL, cleanup="compact")
         for i in range(3000):
             put(topic, f"key {i % 30}", i)
@@ -457,7 +457,7 @@ class Model(RuleBasedStateMachine):
     def begin(self, cleanup: str, compression: str, typed: bool) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.path = str(Path(self.folder.name) / "store")
-        self.store = sc.open(self.path)
+        self.store = sc.open(self.path, maintenance=False)
         self.topic = self.store.create_topic(
             "a",
             schema=TYPED if typed else None,
@@ -500,7 +500,7 @@ class Model(RuleBasedStateMachine):
     def go_on_through_another_handle(self) -> None:
         """As another process would: the two know nothing of each other but what the files say."""
         if self.other is None:
-            self.other = sc.open(self.path)
+            self.other = sc.open(self.path, maintenance=False)
         self.store, self.other = self.other, self.store
         self.topic = self.store.topic("a")
 
@@ -518,7 +518,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = sc.open(self.path)
+        self.store = sc.open(self.path, maintenance=False)
         self.topic = self.store.topic("a")
 
     @invariant()

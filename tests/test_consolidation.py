@@ -164,14 +164,14 @@ def test_the_limit_on_reading_is_kept(make_topic: Callable[..., sc.Topic]) -> No
 
 
 def test_readers_do_not_rewrite(store_path: Path) -> None:
-    with sc.open(store_path) as store:
+    with sc.open(store_path, maintenance=False) as store:
         store.create_topic("a")
         with sc.open(store_path, "r") as reader, pytest.raises(sc.StoreReadOnlyError):
             reader.topic("a").consolidate()
 
 
 def test_a_damaged_segment_is_reported_and_kept(store_path: Path) -> None:
-    with sc.open(store_path) as store:
+    with sc.open(store_path, maintenance=False) as store:
         topic = store.create_topic("a")
         for i in range(50):
             topic.append([b"value %d" % i * 20])
@@ -180,7 +180,7 @@ def test_a_damaged_segment_is_reported_and_kept(store_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"value 30")] ^= 1
     path.write_bytes(data)
-    with sc.open(store_path) as store:
+    with sc.open(store_path, maintenance=False) as store:
         with pytest.raises(sc.CorruptionError) as caught:
             store.topic("a").consolidate()
         assert caught.value.offset == 30
@@ -223,7 +223,7 @@ with sc.open(sys.argv[1], sys.argv[2]) as store:
 
 @pytest.mark.parametrize("mode", ["r", "rw"])
 def test_other_processes_read_the_same_before_meanwhile_and_after(store_path: Path, mode: str) -> None:
-    with sc.open(store_path) as store:
+    with sc.open(store_path, maintenance=False) as store:
         topic = store.create_topic("a", segment_bytes=SMALL)
         for i in range(3000):
             topic.append([b"value %d" % i])

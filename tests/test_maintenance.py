@@ -242,6 +242,20 @@ def test_the_store_maintains_itself_once_it_is_used(tmp_path: Path, monkeypatch:
             time.sleep(0.01)
 
 
+def test_a_store_opened_without_maintenance_has_no_thread_for_it(tmp_path: Path) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "streamcore-maintenance"]
+
+    before = len(threads())
+    with sc.open(tmp_path / "store", maintenance=False) as store:
+        store.create_topic("views").append([b"x"])
+        assert len(threads()) == before
+        assert [run.error for run in store.maintain() or []] == [None] * 5
+    with sc.open(tmp_path / "store") as store:
+        store.topic("views").append([b"x"])
+        assert len(threads()) == before + 1
+
+
 def test_a_store_that_is_only_read_does_no_maintenance(store: sc.Store) -> None:
     with sc.open(store.path, mode="r") as reader, pytest.raises(sc.StoreReadOnlyError):
         reader.maintain()

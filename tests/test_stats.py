@@ -15,7 +15,7 @@ from streamcore.stats import Histogram
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[sc.Store]:
-    with sc.open(tmp_path / "store") as store:
+    with sc.open(tmp_path / "store", maintenance=False) as store:
         yield store
 
 
