@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -60,7 +61,7 @@ int sc_append_check_slot(sc_append_state *self, sc_error *error)
 int sc_append_find_end(sc_append_state *self, sc_error *error)
 {
     bool known = sc_slot_read(self->slot, &self->tail);
-    if (known && atomic_load(&self->slot->dirty) == 0)
+    if (known && (atomic_load(&self->slot->dirty) == 0 || SC_CONTROL(unfinished_append_left)))
         return SC_OK;
     int64_t durable_offset = known ? self->tail.durable_offset : 0, file_number = known ? self->tail.file_number : 0;
     if (known) /* somebody died in the middle of an append: the writer's mapping may be of a file that is gone */
@@ -89,7 +90,7 @@ static sc_placement placement_of(const sc_append_state *self, int64_t number, in
     return (sc_placement){
         .base_offset = offset,
         .durable_offset = self->tail.durable_offset,
-        .start_offset = self->tail.start_offset,
+        .start_offset = SC_CONTROL(start_offset_forgotten) ? 0 : self->tail.start_offset,
         .unstable_count = unstable_count(end_offset, self->stable_offset),
         .producer_id = producer->id,
         .producer_epoch = producer->epoch,
@@ -118,7 +119,7 @@ static void store_batches(void *context)
         sc_encoding *encoding = &self->encodings[i];
         sc_placement placement = placement_of(self, i, offset);
         sc_encoding_write(encoding, self->partition->writer.data + position, &placement);
-        if (i > 0)
+        if (i > 0 || SC_CONTROL(first_opening_not_last))
             store_opening(self, position, encoding);
         position += encoding->total_size;
         offset += encoding->input->count;
@@ -144,7 +145,7 @@ static void store_filler(void *context)
     const sc_tail *tail = &self->state->tail;
     sc_placement placement = {.base_offset = tail->end_offset,
                               .durable_offset = tail->durable_offset,
-                              .start_offset = tail->start_offset,
+                              .start_offset = SC_CONTROL(start_offset_forgotten) ? 0 : tail->start_offset,
                               .unstable_count = unstable_count(tail->end_offset, tail->stable_offset)};
     sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);
     store_opening(self->state, tail->end_position, &self->encoding);
@@ -283,7 +284,7 @@ static int write_batch(sc_append_state *self, int fd, int64_t number, int64_t po
     sc_encoding_write(encoding, scratch->data, &placement);
     uint64_t opening = sc_encoding_opening(encoding);
     memcpy(scratch->data, &opening, sizeof opening);
-    int64_t from = number == 0 ? SC_OPENING_SIZE : 0;
+    int64_t from = number == 0 && !SC_CONTROL(first_opening_not_last) ? SC_OPENING_SIZE : 0;
     int code = SC_OK;
     if (sc_os_write_whole(fd, scratch->data + from, (size_t)(encoding->total_size - from), position + from) != 0)
         code = sc_fail_os(error, "cannot write to a segment", self->partition->topic->path);
@@ -353,6 +354,12 @@ int sc_append_write_locked(sc_append_state *self, sc_error *error)
         code = fill_up_to(self, place, error);
     if (code != SC_OK)
         return code;
+    if (SC_CONTROL(end_published_before_bytes)) {
+        sc_tail early = self->tail;
+        early.end_position = end;
+        early.end_offset += self->record_count;
+        sc_slot_publish(self->slot, &early);
+    }
     if (self->total_size >= WRITE_SIZE_MIN) {
         code = write_batches(self, error);
     } else {
@@ -421,13 +428,15 @@ static int append_locked(sc_append_state *self, int64_t *repeated_end, sc_error 
         code = check_producer(self, repeated_end, error);
     if (code != SC_OK || *repeated_end >= 0)
         return code;
-    if (request->expected_offset >= 0 && request->expected_offset != self->tail.end_offset)
+    if (request->expected_offset >= 0 && request->expected_offset != self->tail.end_offset &&
+        !SC_CONTROL(expected_offset_ignored))
         return sc_fail(error, SC_CONFLICT, "the log ends at offset %lld", (long long)self->tail.end_offset);
     code = sc_append_check_room(self, error);
     if (code != SC_OK)
         return code;
     int64_t old_end = self->tail.end_offset;
     bool all_decided = self->tail.stable_offset == old_end && !request->transactional;
+    all_decided = all_decided || SC_CONTROL(stable_beyond_open);
     self->stable_offset = all_decided ? old_end + self->record_count : self->tail.stable_offset;
     code = sc_append_write_locked(self, error);
     if (code == SC_OK)
@@ -500,6 +509,8 @@ static int append_inside(sc_topic *topic, uint32_t number, const sc_append *requ
     *first_offset = *end_offset - self.record_count;
     if (repeated_end < 0)
         sc_append_tell(self.partition);
+    if (SC_CONTROL(acknowledge_before_sync))
+        return SC_OK;
     return request->durable ? sc_partition_wait_durable(self.partition, *end_offset, error) : SC_OK;
 }
 

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -89,8 +90,9 @@ static bool is_of_this_log(sc_partition *partition, const sc_tail *tail, const s
     sc_header batch;
     return memcmp(header->magic, snapshot_magic, sizeof snapshot_magic) == 0 &&
            snapshot_crc(partition, header) == header->crc && header->end_offset <= tail->end_offset &&
-           find_batch_before(partition, tail, header->end_offset, &batch) && batch.base_offset == header->base_offset &&
-           batch.header_crc == header->batch_crc;
+           find_batch_before(partition, tail, header->end_offset, &batch) &&
+           ((batch.base_offset == header->base_offset && batch.header_crc == header->batch_crc) ||
+            SC_CONTROL(snapshot_of_cut_log_believed));
 }
 
 static void load_snapshot(sc_partition *partition, const sc_tail *tail, sc_producer_state *state)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 
 enum { ZERO_RUN = -1, OFFSETS_BUFFER = 1 };
@@ -150,7 +151,7 @@ static int put_binary(sc_encoding *encoding, rows from, bool large, sc_error *er
     if (planning) {
         bool sound =
             large ? offsets64_extent(from, &low, &high, &longest) : offsets32_extent(from, &low, &high, &longest);
-        if (!sound)
+        if (!sound && !SC_CONTROL(arrow_offsets_not_checked))
             return sc_fail(error, SC_INVALID, "an Arrow array has offsets that go back");
         if (longest > encoding->max_record_bytes)
             return sc_fail(error, SC_TOO_LARGE, "a value of %lld bytes is above max_record_bytes (%lld)",
@@ -208,7 +209,8 @@ static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc
             continue;
         const binary_view *one = &views[i];
         if (one->size < 0 || one->as.out.buffer < 0 || one->as.out.buffer >= buffers || one->as.out.offset < 0 ||
-            (int64_t)one->as.out.offset + one->size > sizes[one->as.out.buffer])
+            ((int64_t)one->as.out.offset + one->size > sizes[one->as.out.buffer] &&
+             !SC_CONTROL(arrow_views_not_checked)))
             return sc_fail(error, SC_INVALID, "an Arrow view points outside its buffers");
         if (one->size > encoding->max_record_bytes)
             return sc_fail(error, SC_TOO_LARGE, "a value of %d bytes is above max_record_bytes (%lld)", one->size,
@@ -272,9 +274,10 @@ static int put_struct(sc_encoding *encoding, const sc_field *field, rows from, s
 
 static int put_array(sc_encoding *encoding, const sc_field *field, rows from, sc_error *error)
 {
-    if (from.array->n_children != field->children || from.start + from.length > from.array->length ||
-        (field->kind != SC_KIND_VIEW && from.array->n_buffers != sc_kind_buffers(field->kind)) ||
-        (field->kind == SC_KIND_VIEW && from.array->n_buffers < 2))
+    if ((from.array->n_children != field->children || from.start + from.length > from.array->length ||
+         (field->kind != SC_KIND_VIEW && from.array->n_buffers != sc_kind_buffers(field->kind)) ||
+         (field->kind == SC_KIND_VIEW && from.array->n_buffers < 2)) &&
+        !SC_CONTROL(arrow_shape_not_checked))
         return sc_fail(error, SC_INVALID, "an Arrow array does not have the shape of its type");
     int64_t at = from.array->offset + from.start;
     if (field->kind == SC_KIND_NULL) {

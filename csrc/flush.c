@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -23,7 +24,8 @@ static int64_t page_ceiling(int64_t size)
 static int poison(sc_partition *partition, const char *what, const char *path, sc_error *error)
 {
     int number = errno;
-    atomic_store(&sc_state_slot(&partition->topic->state, partition->number)->poisoned, number == 0 ? EIO : number);
+    if (!SC_CONTROL(failed_sync_retried))
+        atomic_store(&sc_state_slot(&partition->topic->state, partition->number)->poisoned, number == 0 ? EIO : number);
     errno = number;
     return sc_fail_os(error, what, path);
 }
@@ -33,7 +35,7 @@ static int sync_names(sc_partition *partition, bool new_partition, sc_error *err
 {
     char folder[SC_PATH_MAX];
     int code = sc_partition_folder(partition, folder, error);
-    if (code != SC_OK)
+    if (code != SC_OK || SC_CONTROL(folder_not_synced))
         return code;
     if (sc_os_sync_folder(folder) != 0)
         return poison(partition, "cannot sync a partition's folder", folder, error);
@@ -101,6 +103,8 @@ static void finish_mapped(sc_partition *partition, sc_segment *segment, sc_mappi
     if (fd < 0)
         return;
     int64_t size = page_ceiling(marker + SC_OPENING_SIZE);
+    if (SC_CONTROL(sealed_file_cut_too_far))
+        size -= SC_PAGE;
     if (sc_os.stat(fd, &stat) == 0 && stat.size > size && sc_segment_is_of(segment, &stat))
         (void)sc_os.truncate(fd, size);
     sc_os.close(fd);
@@ -161,7 +165,10 @@ static int sync_segments(sc_partition *partition, const sc_tail *tail, sc_error 
             continue;
         bool active = next_base < 0, there;
         int64_t end_offset = active ? tail->end_offset : next_base;
-        code = sync_records(partition, segment, end_offset, &there, error);
+        if (SC_CONTROL(sealed_segment_not_synced) && !active)
+            there = true;
+        else
+            code = sync_records(partition, segment, end_offset, &there, error);
         new_names = new_names || (there && tail->durable_offset <= segment->base_offset);
         if (code == SC_OK && there && active)
             save_index(partition, segment, tail);
@@ -251,6 +258,8 @@ int sc_partition_sync(sc_partition *partition, sc_error *error)
     int code = sc_partition_tail(partition, &tail, error);
     if (code == SC_OK && tail.durable_offset < tail.end_offset) {
         code = sync_segments(partition, &tail, error);
+        if (SC_CONTROL(durable_beyond_sync))
+            (void)sc_partition_tail(partition, &tail, error);
         if (code == SC_OK)
             code = publish_durable(partition, tail.end_offset, error);
         if (code == SC_OK)
@@ -297,7 +306,7 @@ static sc_sync_waiter *take_covered(sc_partition *partition, int64_t durable_off
 {
     sc_sync_waiter *covered = NULL, *waiter;
     for (sc_sync_waiter **link = &partition->sync_waiters; (waiter = *link) != NULL;) {
-        if (waiter->offset > durable_offset) {
+        if (waiter->offset > durable_offset && !SC_CONTROL(waiters_covered_too_early)) {
             link = &waiter->next;
             continue;
         }
@@ -317,7 +326,7 @@ static void hand_lead_on(sc_partition *partition, int64_t durable_offset)
         partition->sync_waiters = leader->next;
     partition->syncing = leader != NULL;
     pthread_mutex_unlock(&partition->sync_mutex);
-    if (leader != NULL)
+    if (leader != NULL && !SC_CONTROL(group_commit_forgets_waiter))
         tell(leader, TOLD_TO_LEAD);
     for (; covered != NULL; covered = next) {
         next = covered->next;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -37,7 +38,7 @@ static int plan_marker(sc_append_state *self, const sc_marker *marker, bool *nee
     if (!*needed)
         return SC_OK;
     int64_t end_offset = self->tail.end_offset;
-    self->control = marker->commit ? SC_CONTROL_COMMIT : SC_CONTROL_ABORT;
+    self->control = marker->commit || SC_CONTROL(abort_marker_commits) ? SC_CONTROL_COMMIT : SC_CONTROL_ABORT;
     self->transaction_offset = is_open ? entry->open_offset : end_offset;
     self->record_count = 1;
     self->stable_offset = sc_producer_state_stable(partition->producers, marker->producer_id, end_offset + 1);

@@ -26,6 +26,8 @@
 #include <sys/sysctl.h>
 #endif
 
+#include "control.h"
+
 #ifndef O_DIRECT
 #define O_DIRECT 0
 #endif
@@ -506,7 +508,7 @@ static void after_fork_in_child(void)
     atomic_fetch_add(&fork_count, 1);
     for (int i = 0; i < GUARDED_MAX; i++) {
         int fd = atomic_exchange(&guarded[i], 0) - 1;
-        if (fd >= 0)
+        if (fd >= 0 && !SC_CONTROL(lock_outlives_its_process))
             close(fd);
     }
 }
@@ -577,7 +579,8 @@ bool sc_os_read_mapped(const void *address, size_t size, void (*function)(void *
         fault_frame = outer;
         return false;
     }
-    fault_frame = &frame;
+    if (!SC_CONTROL(fault_not_caught))
+        fault_frame = &frame;
     function(argument);
     fault_frame = outer;
     return true;

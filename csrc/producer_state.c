@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 
 enum { SLOTS_FIRST = 16 };
@@ -204,7 +205,8 @@ static int check_sequence(const sc_producer_entry *entry, const sc_producer *pro
         const sc_producer_unit *last = &entry->units[entry->unit_count - 1];
         next = sc_sequence_after(last->first_sequence, last->last_offset - last->first_offset + 1);
     }
-    if (producer->sequence == next)
+    if (producer->sequence == next || (producer->sequence > next && SC_CONTROL(sequence_gap_accepted)) ||
+        SC_CONTROL(duplicate_not_recognised))
         return SC_OK;
     return sc_fail(
         error, SC_SEQUENCE,
@@ -219,12 +221,13 @@ int sc_producer_state_check(const sc_producer_state *state, const sc_producer *p
     *duplicate = false;
     if (entry == NULL)
         return SC_OK;
-    if (producer->epoch < entry->epoch)
+    if (producer->epoch < entry->epoch && !SC_CONTROL(fenced_producer_accepted))
         return sc_fail(error, SC_FENCED, "producer %lld has epoch %d here by now: epoch %d is over",
                        (long long)producer->id, (int)entry->epoch, (int)producer->epoch);
     for (int i = 0; producer->epoch == entry->epoch && i < entry->unit_count; i++) {
         *unit = entry->units[i];
-        if (unit->first_sequence == producer->sequence && unit->last_offset - unit->first_offset + 1 == count) {
+        if (unit->first_sequence == producer->sequence && unit->last_offset - unit->first_offset + 1 == count &&
+            !SC_CONTROL(duplicate_not_recognised)) {
             *duplicate = true;
             return SC_OK;
         }

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -144,7 +145,7 @@ static int is_unfinished(recovery *self, sc_segment *segment, bool *unfinished)
 static int remove_segment(recovery *self, int64_t number)
 {
     sc_segment *segment = self->segments[number];
-    if (self->repair && sc_os.unlink(segment->path) != 0 && errno != ENOENT)
+    if (self->repair && !SC_CONTROL(lost_segment_kept) && sc_os.unlink(segment->path) != 0 && errno != ENOENT)
         return sc_fail_os(self->error, "cannot remove what a crash left", segment->path);
     if (self->repair)
         sc_index_remove(segment);
@@ -281,6 +282,8 @@ static bool was_durable(recovery *self, const place *at, const sc_mapping *mappi
 static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
                     const sc_header *later, int64_t end)
 {
+    if (SC_CONTROL(damage_cut_as_torn_tail))
+        return true;
     if (later->durable_offset > at->offset || self->durable_offset > at->offset)
         return false;
     if (!self->same_boot)
@@ -333,7 +336,7 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
     bool last = at->segment == self->count - 1;
     int64_t next_base = last ? INT64_MAX : self->segments[at->segment + 1]->base_offset, unused = 0;
     for (;;) {
-        sc_look look = sc_segment_look(mapping, at->position, at->file_size, true, &unused);
+        sc_look look = sc_segment_look(mapping, at->position, at->file_size, !SC_CONTROL(tail_not_checked), &unused);
         if (look.unreadable)
             return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
         if (look.state == SC_BATCH_GOOD && look.header.base_offset == at->offset) {
@@ -454,7 +457,7 @@ static int walk(recovery *self, place *at)
         if (code != SC_OK)
             return code;
     }
-    if (at->in_append) {
+    if (at->in_append && !SC_CONTROL(half_append_kept)) {
         at->position = at->append_position;
         at->offset = at->append_offset;
         at->stable_offset = at->append_stable_offset;
@@ -493,9 +496,10 @@ static int clear_tail(recovery *self, const place *at)
         return code;
     struct zero_check check = {mapping->data + at->position, at->file_size - at->position, true};
     bool readable = check.size <= 0 || sc_os_read_mapped(check.data, (size_t)check.size, check_zero, &check);
-    if (!readable || !check.zero) {
+    if ((!readable || !check.zero) && !SC_CONTROL(tail_not_cleared)) {
         int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
-        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0 || sc_os.sync(fd) != 0)
+        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0 ||
+            (!SC_CONTROL(cut_not_synced) && sc_os.sync(fd) != 0))
             code = sc_fail_os(self->error, "cannot clear what a crash left", segment->path);
         if (fd >= 0)
             sc_os.close(fd);

@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "batch.h"
+#include "control.h"
 #include "error.h"
 #include "journal.h"
 #include "os.h"
@@ -132,6 +133,8 @@ static void judge_records(replay *self)
     }
     if (expected < synced)
         note_damage(self, expected);
+    if (SC_CONTROL(replay_skips_last_record) && kept > 0)
+        kept--;
     self->count = kept;
 }
 
@@ -205,7 +208,7 @@ static int write_run(replay *self, const sc_journal_record *record, const sc_jou
         return errno == ENOENT || errno == ENOTDIR ? SC_OK : sc_fail_os(self->error, "cannot open a segment", path);
     bool fits;
     int code = find_anchor(self, fd, path, entry, &fits);
-    if (code == SC_OK && fits)
+    if (code == SC_OK && (fits || SC_CONTROL(replay_without_anchor)))
         code = find_place(self, fd, path, entry, run, &fits);
     if (code == SC_OK && fits) {
         code = add_path(self, path);
@@ -287,7 +290,7 @@ static int replay_records(replay *self)
     for (int64_t i = 0; code == SC_OK && i < self->count; i++)
         for (uint32_t k = 0; code == SC_OK && k < self->records[i]->entry_count; k++)
             code = write_run(self, self->records[i], &sc_journal_entries(self->records[i])[k]);
-    if (code == SC_OK)
+    if (code == SC_OK && !SC_CONTROL(replay_not_synced))
         code = sync_paths(self);
     if (code != SC_OK)
         return code;

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -127,6 +128,8 @@ static int delete_inside(sc_topic *topic, uint32_t number, int64_t offset, sc_re
     removal->start_offset = tail.start_offset;
     if (!needed)
         code = has_leftovers(partition, &tail, &needed, error);
+    if (SC_CONTROL(unlinked_before_noted) && code == SC_OK && needed)
+        code = remove_below(partition, tail.start_offset, removal, error);
     if (code == SC_OK && needed)
         code = make_note_durable(partition, &tail, error);
     return code == SC_OK && needed ? remove_below(partition, tail.start_offset, removal, error) : code;

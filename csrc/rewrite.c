@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "encode.h"
 #include "error.h"
 #include "os.h"
@@ -634,7 +635,7 @@ static int finish_file(sc_rewrite *self, sc_error *error)
         code = SC_OK;
     if (code == SC_OK && self->covered <= end)
         code = put_empty(self, end, error);
-    if (code == SC_OK && self->has_producers)
+    if (code == SC_OK && self->has_producers && !SC_CONTROL(dropped_producers_forgotten))
         code = put_producers(self, error);
     if (code == SC_OK)
         code = put_bytes(self, &marker, sizeof marker, error);
@@ -650,6 +651,8 @@ static int finish_file(sc_rewrite *self, sc_error *error)
     }
     if (old >= 0)
         sc_os.close(old);
+    if (SC_CONTROL(rewritten_not_synced))
+        return SC_OK;
     return sc_os.sync(self->fd) == 0 ? SC_OK : fail_write(self, error);
 }
 
@@ -661,12 +664,15 @@ static int take_place(sc_rewrite *self, sc_error *error)
     int code = sc_partition_locked_tail(self->partition, &tail, error);
     if (code == SC_OK)
         code = sc_partition_folder(self->partition, folder, error);
-    if (code != SC_OK || tail.start_offset >= self->end_offset)
+    if (code != SC_OK || (tail.start_offset >= self->end_offset && !SC_CONTROL(rewrite_undeletes)))
         return code;
-    sc_index_remove(self->segment);
+    if (!SC_CONTROL(old_index_kept))
+        sc_index_remove(self->segment);
     if (sc_os_sync_folder(folder) != 0)
         return sc_fail_os(error, "cannot sync a partition's folder", folder);
-    _Atomic uint32_t *rewrites = &sc_state_slot(&self->topic->state, self->partition->number)->rewrites;
+    _Atomic uint32_t *rewrites = &sc_state_slot(&self->topic->state, self->partition->number)->rewrites, uncounted = 0;
+    if (SC_CONTROL(rewrites_not_counted))
+        rewrites = &uncounted;
     atomic_fetch_add(rewrites, 1); /* who dies behind the renaming has told of it; who looked before it is told again */
     if (sc_os.rename(self->new_path, self->segment->path) != 0)
         return sc_fail_os(error, "cannot put a segment in the place of another", self->segment->path);

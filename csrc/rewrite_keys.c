@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "key_map.h"
 #include "os.h"
@@ -54,8 +55,12 @@ static void mark_row(struct keys *self, int64_t row, const uint64_t digest[2])
     int64_t offset = rows->offsets[row], time = rows->timestamps[row], at = self->rewrite->row + row;
     bool keyed = sc_row_is_set(rows->key_validity, row), tombstone = keyed && !sc_row_is_set(rows->value_validity, row);
     bool stale = keyed && sc_key_map_get_digest(self->map, digest) > offset;
-    bool spent =
-        tombstone && time < self->tombstones_before && offset >= self->from_offset && offset < self->end_offset;
+    if (SC_CONTROL(newest_of_key_dropped))
+        stale = keyed && sc_key_map_get_digest(self->map, digest) == offset;
+    if (SC_CONTROL(older_of_key_kept))
+        stale = keyed && sc_key_map_get_digest(self->map, digest) > offset + 1;
+    bool spent = tombstone && (time < self->tombstones_before || SC_CONTROL(tombstone_dropped_too_early)) &&
+                 offset >= self->from_offset && offset < self->end_offset;
     if (stale || spent) {
         self->dropped++;
         return;

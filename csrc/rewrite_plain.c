@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -68,6 +69,8 @@ static int flush_pending(pending *self, int64_t last_offset, sc_error *error)
                             .timestamps = self->timestamps,
                             .offsets = self->offsets};
     int64_t last = self->offsets[self->count - 1];
+    if (SC_CONTROL(row_lost_at_batch_border) && last_offset < 0 && self->count > 1)
+        input.count--;
     int code = sc_rewrite_add(self->rewrite, &input, last_offset < 0 ? last : last_offset, self->flags, error);
     self->count = self->bytes = 0;
     self->keyed = false;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "tally.h"
@@ -282,7 +283,7 @@ static int is_aborted(sc_scan *scan, const sc_header *header, bool *aborted, sc_
         segment = found;
         end = sc_tail_end_in(&scan->tail, found, mapping);
     }
-    *aborted = *aborted || !decided;
+    *aborted = *aborted || (!decided && !SC_CONTROL(undecided_records_shown));
     return code;
 }
 
@@ -308,7 +309,7 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
         int code = is_aborted(scan, &look.header, &aborted, error);
         if (code != SC_OK)
             return code;
-        wanted = !aborted;
+        wanted = !aborted || SC_CONTROL(aborted_records_shown);
     }
     if (wanted && scan->options.verify)
         look = sc_segment_look(scan->mapping, scan->position, scan->end_position, true, &scan->verified);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -63,7 +64,7 @@ static void wipe(sc_state *state, int64_t old_size, uint32_t generation)
     memset(state->data, 0, sizeof *header);
     for (int64_t i = 0; i < slots; i++) {
         sc_slot *slot = sc_state_slot(state, (uint32_t)i);
-        memcpy(kept, old_size == 0 ? boot_id : slot->boot_id, sizeof kept);
+        memcpy(kept, old_size == 0 || SC_CONTROL(boot_of_others_overwritten) ? boot_id : slot->boot_id, sizeof kept);
         uint32_t rewrites = atomic_load(&slot->rewrites);
         memset((void *)slot, 0, sizeof *slot);
         if (known || old_size == 0)
@@ -162,7 +163,7 @@ bool sc_state_has_slot(const sc_state *state, uint32_t partition)
 
 bool sc_state_is_live(const sc_state *state, uint32_t partition)
 {
-    if (state->writable)
+    if (state->writable || (SC_CONTROL(stale_state_believed) && state->data != NULL))
         return true;
     /* held exclusively, it is being wiped */
     return state->data != NULL && sc_os.is_locked(state->fd, LOCK_OPEN) == SC_LOCK_SHARED &&
@@ -172,7 +173,7 @@ bool sc_state_is_live(const sc_state *state, uint32_t partition)
 bool sc_state_is_same_boot(const sc_state *state, uint32_t partition)
 {
     uint8_t boot_id[16];
-    if (state->data == NULL)
+    if (state->data == NULL || SC_CONTROL(power_loss_not_noticed))
         return true;
     if (!sc_state_has_slot(state, partition))
         return false;
@@ -191,6 +192,8 @@ void sc_state_set_boot(sc_state *state, uint32_t partition)
 
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error)
 {
+    if (SC_CONTROL(partition_not_locked))
+        return SC_OK;
     if (sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_EXCLUSIVE, true) != 0)
         return sc_fail_os(error, "cannot lock a partition", state->path);
     return SC_OK;
@@ -223,7 +226,7 @@ bool sc_slot_read(sc_slot *slot, sc_tail *tail)
         for (int i = 0; i < SC_TAIL_WORDS; i++)
             words[i] = atomic_load_explicit(&slot->tails[version % 2][i], memory_order_relaxed);
         atomic_thread_fence(memory_order_acquire);
-        if (atomic_load_explicit(&slot->version, memory_order_relaxed) == version)
+        if (atomic_load_explicit(&slot->version, memory_order_relaxed) == version || SC_CONTROL(tail_read_torn))
             break;
     }
     memcpy(tail, words, sizeof *tail);
@@ -290,5 +293,6 @@ static bool reader_waits(sc_state *state)
 
 void sc_state_wake(sc_state *state)
 {
-    sc_bell_ring(&sc_state_header_of(state)->bell, reader_waits(state));
+    if (!SC_CONTROL(bell_not_rung))
+        sc_bell_ring(&sc_state_header_of(state)->bell, reader_waits(state));
 }

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -156,7 +157,7 @@ static bool sleep_by(const sleep_plan *plan, int64_t left_ns)
     int64_t poll = limit < SLICE_POLL_NS ? limit : SLICE_POLL_NS;
     int result;
     for (int i = 0; i < plan->count; i++)
-        if (plan->bells[i] != NULL)
+        if (plan->bells[i] != NULL && !SC_CONTROL(sleep_not_announced))
             atomic_store(&plan->bells[i]->asleep, 1);
     if (plan->count == 0)
         result = sc_os.wait(&nothing, 0, limit);
@@ -218,6 +219,8 @@ static int wait_inside(const sc_wait *waits, int64_t wait_count, const sc_watch 
         int code = look(waits, wait_count, watches, watch_count, &over, error);
         if (code != SC_OK || over)
             return code;
+        if (SC_CONTROL(wake_up_lost))
+            plan_sleep(&plan, waits, wait_count, watches, watch_count);
         int64_t left = deadline < 0 ? INT64_MAX : deadline - sc_os.monotonic_ns();
         if (left <= 0 || !sleep_by(&plan, left))
             return SC_END;

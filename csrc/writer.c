@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -119,7 +120,7 @@ int sc_append_allocate(sc_append_state *self, int64_t needed, sc_error *error)
     int fd = sc_os.open(path, SC_OPEN_WRITE);
     if (fd < 0)
         return sc_fail_os(error, "cannot open the active segment", path);
-    int result = sc_os.allocate(fd, old, wanted - old);
+    int result = SC_CONTROL(space_not_reserved) ? sc_os.truncate(fd, wanted) : sc_os.allocate(fd, old, wanted - old);
     if (result != 0 && sc_round_up(needed, SC_PAGE) < wanted) {
         wanted = sc_round_up(needed, SC_PAGE);
         result = sc_os.allocate(fd, old, wanted - old);
@@ -176,7 +177,7 @@ static int write_new_segment(sc_append_state *self, const char *temporary, int64
     }
     if (!reserved || sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
         code = sc_fail_os(error, "cannot make a segment", temporary);
-    if (fd >= 0)
+    if (fd >= 0 && !SC_CONTROL(roll_leaks_descriptor))
         sc_os.close(fd);
     free(message);
     return code;

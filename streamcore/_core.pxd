@@ -24,6 +24,11 @@ cdef extern from "arrow_abi.h" nogil:
         void (*release)(ArrowArrayStream *)
 
 
+cdef extern from "control.h" nogil:
+    enum:
+        SC_HAS_CONTROLS
+
+
 cdef extern from "os.h" nogil:
     void sc_os_boot_id(uint8_t *id)
 

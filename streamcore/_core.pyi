@@ -5,6 +5,7 @@ from typing import Any, Literal, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
+CONTROLS: bool
 MAX_PARTITIONS: int
 
 class StaleTopic(Exception): ...

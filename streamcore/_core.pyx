@@ -20,8 +20,13 @@ from streamcore._core cimport *
 
 import datetime
 import time
+import warnings
 
 from streamcore import errors
+
+CONTROLS = SC_HAS_CONTROLS != 0
+if CONTROLS:
+    warnings.warn("this build of streamcore has deliberate bugs: it is for tests alone", RuntimeWarning, stacklevel=2)
 
 cdef int64_t BATCH_ROWS_MAX = 1 << 16
 cdef int64_t BATCH_BYTES_GOAL = 1 << 20

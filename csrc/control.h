@@ -1,0 +1,108 @@
+/*
+ * Deliberate bugs: what tests are tested with. A build with STREAMCORE_CONTROLS has them all, and the environment
+ * variable STREAMCORE_CONTROL names the one that a process shall have; tests/crash/controls.py says which test must
+ * fail then. Any other build has none: SC_CONTROL is the constant false there, and its branch is not compiled.
+ *
+ * Nothing to do with control batches.
+ */
+#ifndef STREAMCORE_CONTROL_H
+#define STREAMCORE_CONTROL_H
+
+#include <stdbool.h>
+
+/* Each with what goes wrong. */
+#define SC_CONTROLS(BUG)                                                                                               \
+    /* appends */                                                                                                      \
+    BUG(acknowledge_before_sync)    /* a durable append returns before the sync that covers it */                      \
+    BUG(end_published_before_bytes) /* readers are told of a new end, then the bytes are stored */                     \
+    BUG(first_opening_not_last)     /* a live file shows the first part of an append that goes on */                   \
+    BUG(expected_offset_ignored)    /* an append is made whose caller expected another end of the log */               \
+    BUG(unfinished_append_left)     /* what a writer that died has half stored is appended over */                     \
+    BUG(space_not_reserved)         /* a full disk is noticed by the stores, not before them */                        \
+    BUG(roll_leaks_descriptor)      /* each new segment leaves a descriptor open */                                    \
+    /* locks and published state */                                                                                    \
+    BUG(partition_not_locked)       /* processes append to a partition at once */                                      \
+    BUG(lock_outlives_its_process)  /* a forked child keeps the locks of its parent */                                 \
+    BUG(stale_state_believed)       /* the state file is believed when no writer has the topic open */                 \
+    BUG(tail_read_torn)             /* half of one tail, half of the next */                                           \
+    BUG(boot_of_others_overwritten) /* a session that did not use a partition hides a power loss from the next */      \
+    /* syncs */                                                                                                        \
+    BUG(folder_not_synced)         /* the names of new segments are not made durable */                                \
+    BUG(sealed_segment_not_synced) /* a flush behind a roll syncs the active segment alone */                          \
+    BUG(failed_sync_retried)       /* a failed fsync leaves no trace: the next one is believed */                      \
+    BUG(durable_beyond_sync)       /* what was appended while a sync ran is called durable */                          \
+    BUG(waiters_covered_too_early) /* a sync acknowledges appends that came too late for it */                         \
+    BUG(sealed_file_cut_too_far)   /* the tail of a sealed segment is cut in the middle of its last page */            \
+    /* recovery */                                                                                                     \
+    BUG(tail_not_checked)        /* recovery believes headers, and does not look at what they cover */                 \
+    BUG(power_loss_not_noticed)  /* lost sectors are taken for damage */                                               \
+    BUG(damage_cut_as_torn_tail) /* damage with good batches behind it ends the log */                                 \
+    BUG(half_append_kept)        /* of an append of several batches the first ones stay */                             \
+    BUG(tail_not_cleared)        /* what was cut is not zeroed, and comes back */                                      \
+    BUG(cut_not_synced)          /* what was cut is zeroed, but that is not synced */                                  \
+    BUG(lost_segment_kept)       /* segments behind a cut are not removed */                                           \
+    /* checksums, mapped reads, replaced files */                                                                      \
+    BUG(batch_checksum_ignored)    /* a body that does not match its checksum is good */                               \
+    BUG(header_checksum_ignored)   /* a header that does not match its checksum is good */                             \
+    BUG(fault_not_caught)          /* a read error on a mapped page ends the process */                                \
+    BUG(replaced_file_not_noticed) /* who knows the old file of a segment takes the new one for it */                  \
+    BUG(rewrites_not_counted)      /* other processes are not told that a segment was replaced */                      \
+    /* the index */                                                                                                    \
+    BUG(index_entry_believed)      /* an entry is not compared with the batch that it points to */                     \
+    BUG(index_of_another_believed) /* the index of another segment, or a damaged one, is taken */                      \
+    BUG(wrong_time_bound)          /* the latest time of a segment is that of its last batch */                        \
+    BUG(old_index_kept)            /* a replaced segment keeps the index of the old one */                             \
+    /* the journal */                                                                                                  \
+    BUG(journal_not_synced)       /* what is in the journal alone is acknowledged before its sync */                   \
+    BUG(checkpoint_syncs_nothing) /* the journal is emptied, and segments were not synced */                           \
+    BUG(replay_skips_last_record) /* the last record of the journal is not written into its segments */                \
+    BUG(replay_not_synced)        /* the journal is emptied before what was replayed is durable */                     \
+    BUG(replay_without_anchor)    /* records are written into a file that is not the one they are of */                \
+    BUG(emptied_journal_replayed) /* records of before the journal was emptied count */                                \
+    /* producers and transactions */                                                                                   \
+    BUG(duplicate_not_recognised)     /* a repeated append is made a second time */                                    \
+    BUG(sequence_gap_accepted)        /* an append that comes too early is made */                                     \
+    BUG(fenced_producer_accepted)     /* a zombie's append is made */                                                  \
+    BUG(snapshot_of_cut_log_believed) /* sequences of records that a power loss took count */                          \
+    BUG(stable_beyond_open)           /* the last stable offset moves past an open transaction */                      \
+    BUG(aborted_records_shown)        /* committed readers get what was aborted */                                     \
+    BUG(undecided_records_shown)      /* committed readers get what is not decided */                                  \
+    BUG(abort_marker_commits)         /* the marker of an abort says commit */                                         \
+    /* retention, compaction, consolidation */                                                                         \
+    BUG(unlinked_before_noted)       /* segments go before the raised start offset is durable */                       \
+    BUG(start_offset_forgotten)      /* headers do not say where the log begins */                                     \
+    BUG(newest_of_key_dropped)       /* compaction drops a key's last record */                                        \
+    BUG(older_of_key_kept)           /* compaction keeps a record that a later one replaced */                         \
+    BUG(tombstone_dropped_too_early) /* compaction drops a tombstone before its time */                                \
+    BUG(row_lost_at_batch_border)    /* consolidation loses the last row of each batch that it fills */                \
+    BUG(rewritten_not_synced)        /* a new file takes its name before it is durable */                              \
+    BUG(rewrite_undeletes)           /* a segment whose records were deleted meanwhile is put back */                  \
+    BUG(dropped_producers_forgotten) /* a rewritten segment does not say what its headers said of producers */         \
+    /* waiting */                                                                                                      \
+    BUG(wake_up_lost)                /* what rang between looking and sleeping does not end the sleep */               \
+    BUG(sleep_not_announced)         /* a sleeper does not say that it sleeps, so nobody wakes it */                   \
+    BUG(bell_not_rung)               /* nobody wakes who sleeps */                                                     \
+    BUG(group_commit_forgets_waiter) /* who came too late for a sync is not told to lead the next */                   \
+    /* Arrow */                                                                                                        \
+    BUG(arrow_offsets_not_checked)  /* offsets that go back are believed */                                            \
+    BUG(arrow_views_not_checked)    /* views that point outside their buffers are believed */                          \
+    BUG(arrow_shape_not_checked)    /* an array of another type's shape is read */                                     \
+    BUG(stored_buffers_not_checked) /* a buffer that lies outside its batch is exported */
+
+#if defined(STREAMCORE_CONTROLS)
+
+enum { SC_HAS_CONTROLS = 1 };
+#define SC_CONTROL_ENTRY(name) sc_control_##name,
+enum sc_control { SC_CONTROLS(SC_CONTROL_ENTRY) SC_CONTROLS_END };
+#undef SC_CONTROL_ENTRY
+
+bool sc_control_is_chosen(enum sc_control bug);
+#define SC_CONTROL(name) sc_control_is_chosen(sc_control_##name)
+
+#else
+
+enum { SC_HAS_CONTROLS = 0 };
+#define SC_CONTROL(name) false
+
+#endif
+#endif
