@@ -136,8 +136,7 @@ int sc_journal_write_header(int fd, const char *path, sc_journal_header *header,
     if (sc_os_read_whole(fd, first, sizeof first, SC_JOURNAL_AREA_AT) != 0)
         return sc_fail_os(error, "cannot read the journal", path);
     header->first_crc = sc_crc32c(0, first, sizeof first);
-    if (!SC_CONTROL(emptied_journal_replayed) || header->salt == 0)
-        header->salt = sc_os_random();
+    header->salt = sc_os_random();
     sc_journal_header_seal(header);
     if (sc_os_write_whole(fd, header, sizeof *header, header->generation % 2 * SC_JOURNAL_PAGE) != 0)
         return sc_fail_os(error, "cannot write the journal", path);
@@ -691,7 +690,8 @@ static int empty_locked(sc_journal *journal, sc_error *error)
     header.generation++;
     header.start += header.area;
     atomic_store(&shared->emptying, 1);
-    code = sc_journal_write_header(atomic_load(&journal->fd), journal->path, &header, error);
+    if (!SC_CONTROL(emptied_journal_replayed))
+        code = sc_journal_write_header(atomic_load(&journal->fd), journal->path, &header, error);
     if (code != SC_OK) {
         fail_for_all(journal, error->number);
         return code;

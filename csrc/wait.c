@@ -219,9 +219,9 @@ static int wait_inside(const sc_wait *waits, int64_t wait_count, const sc_watch 
         int code = look(waits, wait_count, watches, watch_count, &over, error);
         if (code != SC_OK || over)
             return code;
+        int64_t left = deadline < 0 ? INT64_MAX : deadline - sc_os.monotonic_ns();
         if (SC_CONTROL(wake_up_lost))
             plan_sleep(&plan, waits, wait_count, watches, watch_count);
-        int64_t left = deadline < 0 ? INT64_MAX : deadline - sc_os.monotonic_ns();
         if (left <= 0 || !sleep_by(&plan, left))
             return SC_END;
     }

@@ -176,6 +176,21 @@ static void test_entries_that_lie_are_found_out(void)
     for_each_index(add_lies);
 }
 
+/* An entry that leads beyond its offset: in its right place among the others, so that it is not sorted out. */
+static void test_an_entry_that_leads_too_far_is_found_out(void)
+{
+    found_batch batches[8];
+    make_log();
+    segment_file(file, path, 0, 0);
+    CHECK_EQ(found_batches(file, batches, 8), 8);
+    index_file(file, path, 0, 0);
+    file_truncate(file, 64); /* else the first entry behind it might be taken instead */
+    add_record(batches[1].header.base_offset + 1, batches[6].position);
+    check_reads(false);
+    check_reads(true);
+    folder_remove(path);
+}
+
 /* The same for the summary, but for what it promises of a sealed segment whose end it knows: that must be right. */
 static void lie_about_another_end(void)
 {
@@ -209,6 +224,50 @@ static void test_a_writer_mends_the_index_and_a_reader_leaves_it(void)
     CHECK_EQ(file_size(file), 0);
     check_reads(true);
     CHECK(file_size(file) >= 64 + 32);
+    folder_remove(path);
+}
+
+/* The latest record is neither in the last batch nor in the first, and the earliest not either. */
+static void test_the_times_of_a_sealed_segment_are_those_of_all_its_batches(void)
+{
+    static const int64_t times[] = {500, 900, 100, 300};
+    sc_error error;
+    sc_segment_info info;
+    int64_t first, end = 0, base;
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    for (int i = 0; i < 4; i++) {
+        sc_batch_input input = {.count = 1, .timestamps = &times[i]};
+        sc_append append = {
+            .batches = &input, .batch_count = 1, .schema_version = 1, .generation = GENERATION, .expected_offset = end};
+        CHECK_OK(sc_partition_append(topic, 0, &append, &first, &end, &error), error);
+    }
+    CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
+    CHECK_OK(sc_partition_segment(topic, 0, 0, &info, &error), error);
+    CHECK(info.sealed);
+    CHECK_EQ(info.min_timestamp, 100);
+    CHECK_EQ(info.max_timestamp, 900);
+    for (int writable = 1; writable >= 0; writable--) {
+        for (int i = 0; i < 4; i++) {
+            sc_range range = {0, 0, end};
+            sc_scan_options options = {.ranges = &range,
+                                       .range_count = 1,
+                                       .min_timestamp = times[i],
+                                       .max_timestamp = times[i],
+                                       .limit = -1,
+                                       .verify = true};
+            sc_scan *scan;
+            sc_batch batch;
+            CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
+            CHECK_OK(sc_scan_next(scan, &batch, &error), error);
+            CHECK_EQ(batch.base_offset, i);
+            CHECK_EQ(sc_scan_next(scan, &batch, &error), SC_END);
+            sc_scan_free(scan);
+        }
+        topic_close(topic);
+        topic = topic_open_with(path, false, SEGMENT); /* the index is read from its file */
+    }
+    topic_close(topic);
     folder_remove(path);
 }
 
@@ -293,6 +352,8 @@ int main(int argc, char **argv)
 {
     RUN(test_reads_are_right_with_any_index);
     RUN(test_entries_that_lie_are_found_out);
+    RUN(test_an_entry_that_leads_too_far_is_found_out);
+    RUN(test_the_times_of_a_sealed_segment_are_those_of_all_its_batches);
     RUN(test_a_summary_with_another_end_is_not_believed);
     RUN(test_a_writer_mends_the_index_and_a_reader_leaves_it);
     RUN(test_an_index_that_cannot_be_opened_costs_only_time);

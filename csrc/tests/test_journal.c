@@ -218,6 +218,45 @@ static void test_what_only_the_journal_had_comes_back(void)
     folder_remove(path);
 }
 
+static int unsynced_count;
+static char unsynced[STORE_LOGS][FILE_MAX];
+
+static ssize_t tracing_pwrite(int fd, const void *data, size_t size, int64_t position)
+{
+    if (is_segment(fd)) {
+        CHECK(unsynced_count < STORE_LOGS);
+        snprintf(unsynced[unsynced_count++], FILE_MAX, "%s", name_of_fd[fd]);
+    } else if (strstr(name_of_fd[fd], "/journal") != NULL && position < SC_JOURNAL_AREA_AT) {
+        CHECK_EQ(unsynced_count, 0); /* no record counts any more: what they held is on the drive */
+    }
+    return real.pwrite(fd, data, size, position);
+}
+
+static int tracing_sync_data(int fd)
+{
+    for (int i = 0; i < unsynced_count; i++)
+        if (strcmp(unsynced[i], name_of_fd[fd]) == 0)
+            memmove(unsynced[i--], unsynced[--unsynced_count], FILE_MAX);
+    return counting_sync_data(fd);
+}
+
+static void test_what_was_replayed_is_synced_before_the_journal_is_emptied(void)
+{
+    small_store store = make_store(AREA);
+    sc_os_reset();
+    store_abandon(&store);
+    forget_unsynced();
+    count_syncs();
+    sc_os.pwrite = tracing_pwrite;
+    sc_os.sync_data = tracing_sync_data;
+    store = store_open(path, AREA);
+    CHECK_EQ(segment_syncs, STORE_LOGS);
+    CHECK_EQ(unsynced_count, 0);
+    sc_os_reset();
+    store_close(&store);
+    folder_remove(path);
+}
+
 static sc_topic *open_reader(int topic)
 {
     char folder[FILE_MAX];
@@ -863,6 +902,7 @@ int main(int argc, char **argv)
     RUN(test_a_wait_beyond_the_end_of_a_log_is_refused);
     RUN(test_a_topic_of_another_store_is_refused);
     RUN(test_what_only_the_journal_had_comes_back);
+    RUN(test_what_was_replayed_is_synced_before_the_journal_is_emptied);
     RUN(test_a_reader_sees_what_only_the_journal_has_and_goes_on_with_the_log);
     RUN(test_control_without_the_journal_it_does_not);
     RUN(test_a_file_that_lost_its_length_gets_it_back);

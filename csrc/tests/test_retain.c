@@ -1,6 +1,7 @@
 /* Where a log begins: after deletions, in every process, after crashes at any step. */
 #include <errno.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -250,6 +251,53 @@ static void test_an_interrupted_deletion_leaves_the_old_or_the_new_start(void)
     CHECK(old_starts > 0 && new_starts > 10);
 }
 
+static struct sc_os_table real;
+static char drive[FOLDER_MAX]; /* as it is when the power goes: what was synced, and the names that are gone */
+static bool names_go;
+
+static int keeping_sync_data(int fd)
+{
+    if (!names_go) {
+        folder_remove(drive);
+        CHECK_EQ(mkdir(drive, 0777), 0);
+        folder_copy(path, drive);
+    }
+    return real.sync_data(fd);
+}
+
+static int keeping_unlink(const char *name)
+{
+    char gone[FOLDER_MAX + FILE_MAX];
+    if (strstr(name, ".arrows") != NULL && strncmp(name, path, strlen(path)) == 0) {
+        names_go = true;
+        snprintf(gone, sizeof gone, "%s%s", drive, name + strlen(path));
+        CHECK_EQ(unlink(gone), 0);
+    }
+    return real.unlink(name);
+}
+
+static void test_no_file_goes_before_the_drive_has_the_new_start(void)
+{
+    sc_topic *topic = make_log();
+    sc_error error;
+    CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    folder_make(drive);
+    folder_copy(path, drive);
+    real = sc_os;
+    names_go = false;
+    sc_os.sync_data = keeping_sync_data;
+    sc_os.unlink = keeping_unlink;
+    delete_before(topic, 2000);
+    sc_os_reset();
+    CHECK(names_go);
+    topic_close(topic);
+    folder_remove(path);
+    snprintf(path, sizeof path, "%s", drive);
+    pretend_power_loss(path);
+    check_everywhere(2000, COUNT);
+    folder_remove(path);
+}
+
 static bool is_killed_before(int number)
 {
     int status;
@@ -362,6 +410,7 @@ int main(int argc, char **argv)
     RUN(test_a_scan_that_needs_a_removed_segment_learns_where_the_log_begins);
     RUN(test_rolling_seals_the_active_segment_once);
     RUN(test_an_interrupted_deletion_leaves_the_old_or_the_new_start);
+    RUN(test_no_file_goes_before_the_drive_has_the_new_start);
     RUN(test_a_process_that_is_killed_before_any_system_call_leaves_the_old_or_the_new_start);
     RUN(test_files_that_go_before_the_note_leave_a_hole);
     RUN(test_a_hole_below_the_start_is_no_damage);

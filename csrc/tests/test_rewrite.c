@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -585,6 +586,78 @@ static void test_an_interrupted_rewriting_leaves_the_old_or_the_new_segment(void
     CHECK(kept > 10 && replaced > 3);
 }
 
+static struct sc_os_table real;
+static int new_fd;
+static bool new_is_dirty, name_is_dirty;
+
+static int tracing_open(const char *name, int how)
+{
+    int fd = real.open(name, how);
+    if (strstr(name, ".arrows.new") != NULL)
+        new_fd = fd;
+    return fd;
+}
+
+static ssize_t tracing_pwrite(int fd, const void *data, size_t size, int64_t position)
+{
+    new_is_dirty = new_is_dirty || fd == new_fd;
+    return real.pwrite(fd, data, size, position);
+}
+
+static int tracing_truncate(int fd, int64_t size)
+{
+    new_is_dirty = new_is_dirty || fd == new_fd;
+    return real.truncate(fd, size);
+}
+
+static int tracing_sync(int fd)
+{
+    struct stat stat;
+    CHECK_EQ(fstat(fd, &stat), 0);
+    new_is_dirty = new_is_dirty && fd != new_fd;
+    name_is_dirty = name_is_dirty && !S_ISDIR(stat.st_mode);
+    return real.sync(fd);
+}
+
+static int tracing_unlink(const char *name)
+{
+    int result = real.unlink(name);
+    name_is_dirty = name_is_dirty || (result == 0 && strstr(name, ".index") != NULL);
+    return result;
+}
+
+static int tracing_rename(const char *from, const char *to)
+{
+    if (strstr(from, ".arrows.new") != NULL) {
+        CHECK(!new_is_dirty);
+        CHECK(!name_is_dirty); /* the old index is gone from the drive */
+        name_is_dirty = true;
+    }
+    return real.rename(from, to);
+}
+
+static void test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told(void)
+{
+    sc_topic *topic = make_log(COUNT);
+    sc_rewrite_report report;
+    sc_error error;
+    real = sc_os;
+    new_fd = -1;
+    new_is_dirty = name_is_dirty = false;
+    sc_os.open = tracing_open;
+    sc_os.pwrite = tracing_pwrite;
+    sc_os.truncate = tracing_truncate;
+    sc_os.sync = tracing_sync;
+    sc_os.unlink = tracing_unlink;
+    sc_os.rename = tracing_rename;
+    CHECK_OK(consolidate(topic, 0, &report, &error), error);
+    sc_os_reset();
+    CHECK(report.replaced && new_fd >= 0);
+    CHECK(!name_is_dirty);
+    topic_close(topic);
+    folder_remove(path);
+}
+
 /* A process that is killed before its n-th system call, for each n: forked from this one, which has no store open. */
 static bool is_killed_before(int number, void (*work)(sc_topic *))
 {
@@ -879,6 +952,7 @@ int main(int argc, char **argv)
     RUN(test_aborted_records_go_committed_ones_stay_and_so_do_the_markers);
     RUN(test_a_transaction_across_a_rewritten_segment_stays_aborted);
     RUN(test_an_interrupted_rewriting_leaves_the_old_or_the_new_segment);
+    RUN(test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told);
     RUN(test_a_process_that_is_killed_before_any_system_call_leaves_the_old_or_the_new_segment);
     RUN(test_a_segment_that_is_rewritten_in_place_would_be_a_mix);
     RUN(test_an_index_of_the_old_file_would_mislead);

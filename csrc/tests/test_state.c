@@ -1,5 +1,6 @@
 #include <pthread.h>
 #include <signal.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -102,6 +103,37 @@ static void test_a_tail_is_never_read_torn(void)
     pthread_join(thread, NULL);
     sc_state_close(&state, false);
     sc_state_close(&other, false);
+    folder_remove(path);
+}
+
+static void publish_two_more(int number)
+{
+    static int64_t count;
+    (void)number;
+    for (int i = 0; i < 2; i++) {
+        sc_tail tail = tail_of(++count);
+        sc_slot_publish(shared_slot, &tail);
+    }
+}
+
+/* However few processors there are: a timer stops the reader anywhere, and writes both copies. */
+static void test_a_tail_is_not_torn_where_its_reader_is_interrupted(void)
+{
+    make_folder();
+    sc_state state = open_state(true, 1);
+    sc_tail tail;
+    shared_slot = sc_state_slot(&state, 0);
+    publish_two_more(0);
+    struct sigaction action = {.sa_handler = publish_two_more}, before;
+    struct itimerval often = {{0, 50}, {0, 50}}, never = {{0, 0}, {0, 0}};
+    CHECK(sigaction(SIGALRM, &action, &before) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+    do {
+        CHECK(sc_slot_read(shared_slot, &tail));
+        CHECK(tail.start_offset == tail.schema_version && tail.end_offset == tail.allocated &&
+              tail.start_offset == tail.end_offset && tail.sealed == tail.segment_base);
+    } while (tail.end_offset < 4000);
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0 && sigaction(SIGALRM, &before, NULL) == 0);
+    sc_state_close(&state, false);
     folder_remove(path);
 }
 
@@ -273,6 +305,7 @@ int main(int argc, char **argv)
     RUN(test_a_published_tail_is_read_by_everyone);
     RUN(test_the_version_never_becomes_that_of_an_unknown_log);
     RUN(test_a_tail_is_never_read_torn);
+    RUN(test_a_tail_is_not_torn_where_its_reader_is_interrupted);
     RUN(test_the_file_is_believed_only_while_a_writer_has_it_open);
     RUN(test_the_first_writer_wipes_all_slots_and_the_second_none);
     RUN(test_the_boot_of_each_partition_survives_the_wipe);

@@ -363,6 +363,43 @@ static void test_a_waiter_that_was_killed_costs_one_call_and_harms_no_other(void
     folder_remove(path);
 }
 
+static sc_topic *appended_to;
+static int clock_calls;
+
+/* The clock is asked when a wait begins, and then between looking and sleeping. */
+static int64_t clock_that_appends(void)
+{
+    if (++clock_calls == 2)
+        append_records(appended_to, 0, 0, 1);
+    return real.monotonic_ns();
+}
+
+static int wait_that_must_not_sleep(uint32_t *word, uint32_t expected, int64_t timeout_ns)
+{
+    CHECK(__atomic_load_n(word, __ATOMIC_SEQ_CST) != expected);
+    return counting_wait(word, expected, timeout_ns);
+}
+
+static void test_what_comes_between_looking_and_sleeping_ends_the_sleep(void)
+{
+    folder_make(path);
+    sc_topic *writer = topic_open(path, true), *other = topic_open(path, true);
+    sc_error error;
+    sc_wait wait = wait_on(other, &nothing_known);
+    append_records(writer, 1, 0, 1); /* from now on whether a reader waits is known for a while */
+    count_calls();
+    appended_to = writer;
+    clock_calls = 0;
+    sc_os.monotonic_ns = clock_that_appends;
+    sc_os.wait = wait_that_must_not_sleep;
+    CHECK_OK(sc_wait_many(&wait, 1, NULL, 0, 20000, &error), error);
+    sc_os_reset();
+    CHECK_EQ(atomic_load(&sleeps), 1);
+    topic_close(writer);
+    topic_close(other);
+    folder_remove(path);
+}
+
 static void *append_thousands(void *argument)
 {
     for (int i = 0; i < 3000; i++)
@@ -405,6 +442,7 @@ int main(int argc, char **argv)
     RUN(test_an_append_makes_no_wake_up_call_when_nobody_sleeps);
     RUN(test_a_reader_that_waits_is_woken_by_a_call);
     RUN(test_a_waiter_that_was_killed_costs_one_call_and_harms_no_other);
+    RUN(test_what_comes_between_looking_and_sleeping_ends_the_sleep);
     RUN(test_no_wake_up_is_lost_between_looking_and_sleeping);
     return 0;
 }
