@@ -79,6 +79,12 @@ static bool entries_make_sense(const sc_journal_record *record)
     return true;
 }
 
+/* Of one below the store's topics: it leads nowhere else. A topic's name may begin with a dot. */
+static bool is_name_of_folder(const char *name)
+{
+    return name[0] != 0 && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 && strchr(name, '/') == NULL;
+}
+
 bool sc_journal_record_is_sound(const sc_journal_record *record, int64_t available, uint64_t salt, int64_t lsn)
 {
     if (memcmp(record->magic, record_magic, sizeof record_magic) != 0 || record->salt != salt ||
@@ -89,8 +95,7 @@ bool sc_journal_record_is_sound(const sc_journal_record *record, int64_t availab
         (int64_t)(sizeof *record + record->entry_count * sizeof(sc_journal_entry)) > record->size)
         return false;
     return record->crc == sc_journal_record_crc(record) && memchr(record->name, 0, sizeof record->name) != NULL &&
-           record->name[0] != 0 && record->name[0] != '.' && strchr(record->name, '/') == NULL &&
-           entries_make_sense(record);
+           is_name_of_folder(record->name) && entries_make_sense(record);
 }
 
 bool sc_journal_segment_path(const sc_journal *journal, const char *name, const sc_journal_entry *entry,

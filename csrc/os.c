@@ -42,6 +42,19 @@
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
 
+/* What is opened is a file, or a folder to sync it. Reading from a pipe or a device could wait for ever; O_NONBLOCK
+ * keeps opening one from waiting, and means nothing for files. */
+static int refuse_unless_file(int fd)
+{
+    struct stat st;
+    int number = fstat(fd, &st) != 0 ? errno : S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? 0 : EINVAL;
+    if (number == 0)
+        return fd;
+    close(fd);
+    errno = number;
+    return -1;
+}
+
 static int real_open(const char *path, int how)
 {
     static const int flags[] = {
@@ -59,9 +72,9 @@ static int real_open(const char *path, int how)
 #endif
     int fd;
     do
-        fd = open(path, flags[how] | O_CLOEXEC | O_NOCTTY, 0666);
+        fd = open(path, flags[how] | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW | O_NONBLOCK, 0666);
     while (fd < 0 && errno == EINTR);
-    return fd;
+    return fd < 0 ? fd : refuse_unless_file(fd);
 }
 
 static int real_stat(int fd, sc_file_stat *out)
@@ -197,9 +210,14 @@ static int real_mkdir(const char *path)
 
 static int real_list(const char *path, sc_name_callback callback, void *context)
 {
-    DIR *folder = opendir(path);
-    if (folder == NULL)
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
         return -1;
+    DIR *folder = fdopendir(fd);
+    if (folder == NULL) {
+        close(fd);
+        return -1;
+    }
     int result = 0;
     errno = 0;
     for (struct dirent *entry; result == 0 && (entry = readdir(folder)) != NULL; errno = 0)

@@ -38,6 +38,8 @@ enum { SC_WAIT_WORDS_MAX = 128 }; /* of one wait_any: the limit of Linux (FUTEX_
 typedef int (*sc_name_callback)(void *context, const char *name);
 
 struct sc_os_table {
+    /* A file, or a folder for syncing it. A symbolic link at the end of the path is an error (ELOOP), for writes
+     * through it would leave the store, and so is a pipe, a socket or a device (EINVAL). */
     int (*open)(const char *path, int how);
     int (*close)(int fd);
     int (*stat)(int fd, sc_file_stat *stat);
@@ -63,6 +65,7 @@ struct sc_os_table {
     int (*rename)(const char *from, const char *to);
     int (*unlink)(const char *path);
     int (*mkdir)(const char *path);
+    /* Calls back with each name in a folder that does not begin with a dot. A symbolic link is no folder (ENOTDIR). */
     int (*list)(const char *path, sc_name_callback callback, void *context);
     /* Locks one byte of a file for this open file description; the kernel drops it when the last copy is closed. */
     int (*lock)(int fd, int64_t byte, int kind, bool wait);

@@ -80,7 +80,8 @@ enum {
     SC_ALIGNMENT = 64,    /* of batches, bodies and buffers in the file */
     SC_BATCH_ROWS_MAX = 1 << 28,
 };
-#define SC_BATCH_BYTES_MAX ((int64_t)INT32_MAX - 4096)
+#define SC_BATCH_BYTES_MAX   ((int64_t)INT32_MAX - 4096)
+#define SC_SEGMENT_BYTES_MAX ((int64_t)1 << 41) /* of a file, whatever a topic's segment_bytes: more is damage */
 
 typedef struct sc_error {
     int code;

@@ -11,8 +11,10 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from streamcore.config import PARTITIONS_MAX, check_topic_name
 from streamcore.errors import (
     CorruptionError,
     StorageError,
@@ -33,6 +36,9 @@ CATALOG_NAME = "catalog.sqlite"
 CATALOG_FORMAT = 1
 _BUSY_TIMEOUT_S = 30.0
 _READ_ATTEMPTS = 10
+_FOLDER_NAME_MAX = 200
+_GENERATION_MAX = (1 << 32) - 1
+_TOPIC_ID = re.compile(r"[0-9a-f]{16}")
 _TOPIC_COLUMNS = "id, name, folder, partitions, config, generation, mixed"
 
 _opening = threading.RLock()  # while SQLite has the "-shm" file open for reading only, nobody opens it for writing
@@ -46,6 +52,7 @@ def _renew_opening() -> None:
 os.register_at_fork(after_in_child=_renew_opening)
 
 _SHM_BYTES = 32 << 10
+_TYPES = {"text": "'text'", "integer": "'integer'", "real": "'real', 'integer'", "blob": "'blob'"}
 _ERRNO_OF_CODE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -73,6 +80,15 @@ create table settings (key text primary key, value text not null) without rowid;
 """
 
 
+def _misfits(table: str, columns: list[tuple[str, str, int, int]]) -> str:
+    """A query for a row with a value of another type than its column."""
+    wrong = [
+        f"typeof({name}) not in ({_TYPES[kind]}" + (")" if required or key else ", 'null')")
+        for name, kind, required, key in columns
+    ]
+    return f"select 1 from {table} where {' or '.join(wrong)} limit 1"
+
+
 @dataclasses.dataclass(frozen=True)
 class TopicRow:
     """What the catalog knows of a topic. `schemas` maps a version to the message that begins its segments.
@@ -88,6 +104,33 @@ class TopicRow:
     generation: int
     mixed: bool
     schemas: dict[int, bytes | None]
+
+
+def topic_folder(name: str, topic_id: str) -> str:
+    """The name of a topic's folder: its own by its id, and readable by its name."""
+    return f"{name[:_FOLDER_NAME_MAX]}-{topic_id}"
+
+
+def _wrong_in(row: TopicRow) -> str | None:
+    """What no streamcore has written. The folder above all: it must not lead out of the store, nor be another's."""
+    if not isinstance(row.id, str) or not _TOPIC_ID.fullmatch(row.id):
+        return f"its id is {row.id!r}"
+    try:
+        check_topic_name(row.name)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if row.folder != topic_folder(row.name, row.id):
+        return f"its folder is {row.folder!r}, not {topic_folder(row.name, row.id)!r}"
+    if not isinstance(row.partitions, int) or not 1 <= row.partitions <= PARTITIONS_MAX:
+        return f"it has {row.partitions!r} partitions"
+    if not isinstance(row.config, dict):
+        return "its settings are no settings"
+    if not isinstance(row.generation, int) or not 1 <= row.generation <= _GENERATION_MAX:
+        return f"its generation is {row.generation!r}"
+    for version, schema in row.schemas.items():
+        if not isinstance(version, int) or not 1 <= version <= _GENERATION_MAX or not isinstance(schema, bytes):
+            return f"its schema {version!r} is no schema"
+    return None
 
 
 def _enter_wal_mode(connection: sqlite3.Connection) -> None:
@@ -114,6 +157,7 @@ class Catalog:
         self._connection: sqlite3.Connection | None = None
         self._durable = True
         self._ensured: set[str] = set()
+        self._unusable_log: tuple[int, ...] | None = None
         if writable:
             with _opening:
                 self._connection = self._open_writable()
@@ -122,8 +166,26 @@ class Catalog:
 
     # ---- connections ----
 
+    def _check_files(self) -> None:
+        """At a pipe SQLite would wait. With a link or a second name there would be two logs of one catalog."""
+        for ending in ("", "-wal", "-shm", "-journal"):
+            path = self.path.with_name(self.path.name + ending)
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISLNK(found.st_mode):
+                raise StorageError(errno.ELOOP, "a file of a store cannot be a symbolic link", str(path))
+            if not stat.S_ISREG(found.st_mode):
+                number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+                raise StorageError(number, "the catalog is no file", str(path))
+            if self._writable and not ending and found.st_nlink > 1:
+                names = f"the catalog has {found.st_nlink} names (hard links), and would change in all of these places"
+                raise StorageError(errno.EMLINK, names, str(path))
+
     def _open_writable(self) -> sqlite3.Connection:
         with self._translated():
+            self._check_files()
             connection = sqlite3.connect(
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
@@ -157,14 +219,16 @@ class Catalog:
         if topics and not tables:
             lost = f"{self.path} is empty, but there are topics: restore that file from a backup"
             raise StoreFormatError(lost, str(self.path))
+        if tables:
+            self._check_format(connection)  # before anything is written: it may be of a newer version
 
     def signature(self) -> tuple[int, ...]:
         """Changes when the catalog does: sizes and times of its files."""
         found = []
         for ending in ("", "-wal"):
             try:
-                stat = self.path.with_name(self.path.name + ending).stat()
-                found += [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+                file = self.path.with_name(self.path.name + ending).lstat()
+                found += [file.st_size, file.st_mtime_ns, file.st_ino]
             except FileNotFoundError:
                 found += [0, 0, 0]
         return tuple(found)
@@ -173,23 +237,31 @@ class Catalog:
         for attempt in range(_READ_ATTEMPTS):
             connection = None
             try:
+                self._check_files()
                 connection = self._connect_read_only()
                 connection.execute("select count(*) from sqlite_schema").fetchone()
                 break
-            except (sqlite3.OperationalError, FileNotFoundError):  # the last writer left in between
+            except (sqlite3.OperationalError, FileNotFoundError) as error:  # the last writer left in between
                 if connection is not None:
                     connection.close()
-                if attempt == _READ_ATTEMPTS - 1:
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if code == sqlite3.SQLITE_PROTOCOL:
+                    self._unusable_log = self.signature()
+                elif attempt == _READ_ATTEMPTS - 1 or code == sqlite3.SQLITE_BUSY:  # SQLite has waited for that
                     raise
-        assert connection is not None
+        else:
+            raise StorageError(errno.EBUSY, "the catalog is changed by others all the time", str(self.path))
         return connection
 
     def _connect_read_only(self) -> sqlite3.Connection:
-        """Without writing a byte: SQLite would write to the `-shm` file of a log that holds changes, or make one."""
+        """Without writing a byte: SQLite would write to the `-shm` file of a log that holds changes, or make one.
+
+        Where the `-shm` file does not fit the log, which it does while somebody has the catalog open, it is no help.
+        """
         log = self.path.with_name(self.path.name + "-wal")
         if not log.exists() or log.stat().st_size == 0:
             return self._connect(self.path, "mode=ro&immutable=1")
-        if self.path.with_name(self.path.name + "-shm").exists():
+        if self.path.with_name(self.path.name + "-shm").exists() and self.signature() != self._unusable_log:
             return self._connect(self.path, "mode=ro&readonly_shm=1")
         memory = sqlite3.connect(":memory:")
         with tempfile.TemporaryDirectory() as folder:
@@ -204,12 +276,33 @@ class Catalog:
         return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
 
     def ensure_tables(self, statements: str) -> None:
-        """Makes the tables of one concept (`create table if not exists …;`) if it can write, once per open store."""
-        if self._writable and statements not in self._ensured:
-            with self.changing() as connection:
-                for statement in statements.split(";\n"):
-                    connection.execute(statement)
-            self._ensured.add(statements)
+        """Makes the tables of one concept (`create table if not exists …;`) if it can write, once per open store.
+
+        Raises CorruptionError for one that is there and is another, or has values of other types than its columns.
+        """
+        if statements in self._ensured:
+            return
+        with self.changing() if self._writable else self.reading() as connection:
+            for statement in statements.split(";\n") if self._writable else ():
+                connection.execute(statement)
+            self._check_tables(connection, statements)
+        self._ensured.add(statements)
+
+    def _check_tables(self, connection: sqlite3.Connection, statements: str) -> None:
+        """SQLite takes any value in any column, and whoever can write the file could make a table of that name."""
+        columns = 'select name, lower(type), "notnull", pk from pragma_table_info(?)'
+        with contextlib.closing(sqlite3.connect(":memory:")) as model:
+            model.executescript(statements)
+            tables = model.execute("select name from sqlite_schema where type = 'table' and name not like 'sqlite_%'")
+            for (table,) in tables.fetchall():
+                wanted = model.execute(columns, (table,)).fetchall()
+                found = connection.execute(columns, (table,)).fetchall()
+                if found and found != wanted:
+                    raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
+                if found and connection.execute(_misfits(table, wanted)).fetchone():
+                    raise CorruptionError(
+                        f"the catalog's table {table} has a value of another type than its column", str(self.path)
+                    )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -247,6 +340,9 @@ class Catalog:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.OperationalError as error:
+            # no such table or column; text that is not UTF-8, which has no code
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR:
+                raise CorruptionError(f"the catalog is damaged ({error})", str(self.path)) from error
             raise StorageError(
                 self._errno_of(error), f"the catalog cannot be used ({error})", str(self.path)
             ) from error
@@ -265,11 +361,9 @@ class Catalog:
             return errno.ENOSPC if disk.f_bavail * disk.f_frsize < _SHM_BYTES else errno.EIO
         if code in _ERRNO_OF_CODE:
             return _ERRNO_OF_CODE[code]
-        try:
-            os.close(os.open(self.path, os.O_RDWR if self._writable else os.O_RDONLY))
-        except OSError as found:
-            return found.errno or 0
-        return 0
+        if os.access(self.path, os.R_OK | (os.W_OK if self._writable else 0)):
+            return 0
+        return errno.EACCES if self.path.exists() else errno.ENOENT  # opening it would drop SQLite's locks when closed
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         row = None
@@ -316,11 +410,15 @@ class Catalog:
         )
         try:
             config = json.loads(row[4])
-        except ValueError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise CorruptionError(f"the settings of topic {row[1]!r} are damaged", str(self.path)) from error
         if not schemas:
             raise CorruptionError(f"the schema of topic {row[1]!r} is missing", str(self.path))
-        return TopicRow(row[0], row[1], row[2], row[3], config, row[5], bool(row[6]), schemas)
+        found = TopicRow(row[0], row[1], row[2], row[3], config, row[5], bool(row[6]), schemas)
+        wrong = _wrong_in(found)
+        if wrong:
+            raise CorruptionError(f"the catalog has a damaged topic {str(row[1])[:250]!r}: {wrong}", str(self.path))
+        return found
 
     def add_topic(self, row: TopicRow) -> None:
         """Records a new topic. Raises TopicExistsError."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from streamcore.errors import StorageError, StreamcoreError, TopicNotFoundError
+from streamcore.files import open_file
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
@@ -157,7 +158,7 @@ class Maintenance:
     @contextlib.contextmanager
     def _holding(self) -> Iterator[bool]:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = open_file(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StorageError(error.errno or 0, "the lock of maintenance cannot be opened", self._path) from None
         _held.add(descriptor)

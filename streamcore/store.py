@@ -25,7 +25,7 @@ import xxhash
 
 from streamcore import _core
 from streamcore import schema as schemas
-from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
+from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow, topic_folder
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions, check_topic_name
 from streamcore.errors import (
     CorruptionError,
@@ -36,6 +36,7 @@ from streamcore.errors import (
     StreamcoreError,
     TopicNotFoundError,
 )
+from streamcore.files import check_folder, open_file
 from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
 from streamcore.topic_handle import TopicHandle
@@ -55,8 +56,7 @@ FLUSH_INTERVAL_S = 0.5
 MAINTENANCE_INTERVAL_S = 30.0
 NOTE_AFTER_S = 10.0
 _DIGEST_CHUNK = 4 << 20
-_FOLDER_NAME_MAX = 200
-_DELETED_PREFIX = ".deleted-"
+_DELETED_PREFIX = ".deleted~"  # no topic has such a name
 _DAMAGED_JOURNAL = "journal.damaged"
 
 _log = logging.getLogger("streamcore")
@@ -126,6 +126,8 @@ class Store:
         self._topics: dict[str, Topic] = {}
         _prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
+        if mode == "rw":
+            _finish_deletions(self.path)
         self.journal = self._open_journal() if mode == "rw" else None
         self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
@@ -169,7 +171,7 @@ class Store:
         row = TopicRow(
             id=topic_id,
             name=name,
-            folder=f"{name[:_FOLDER_NAME_MAX]}-{topic_id}",
+            folder=topic_folder(name, topic_id),
             partitions=partitions,
             config=dataclasses.asdict(config),
             generation=1,
@@ -236,8 +238,13 @@ class Store:
         topics = self.path / "topics"
         row_folder = topic.folder
         gone = topics / (_DELETED_PREFIX + row_folder)[:255]
-        (topics / row_folder).rename(gone)
-        _sync_folder(topics)
+        try:
+            (topics / row_folder).rename(gone)
+            _sync_folder(topics)
+        except OSError as error:
+            raise StorageError(
+                error.errno or 0, "a topic's folder cannot be removed", str(topics / row_folder)
+            ) from None
         shutil.rmtree(gone, ignore_errors=True)
         self.topics_changed()
 
@@ -751,20 +758,26 @@ def _prepare_folder(path: Path, mode: Mode) -> None:
             path.mkdir(parents=True, exist_ok=True)
             (path / "topics").mkdir(exist_ok=True)
             _sync_folder(path)
-            for left in (path / "topics").glob(_DELETED_PREFIX + "*"):  # by a process that died while it deleted
-                shutil.rmtree(left, ignore_errors=True)
         elif not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
+        if os.path.lexists(path / "topics"):
+            check_folder(path / "topics")
     except (FileExistsError, NotADirectoryError):
         raise StorageError(errno.ENOTDIR, f"{path} cannot be opened as a store", str(path)) from None
     except OSError as error:
         raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
-    if (path / CATALOG_NAME).exists():
+    if os.path.lexists(path / CATALOG_NAME):
         return
     if mode == "r":
         raise StoreFormatError(f"{path} is not a store: it has no {CATALOG_NAME}")
-    if any((path / "topics").iterdir()):
+    if any((path / "topics").glob("*")):
         raise StoreFormatError(f"{path} has topics but no {CATALOG_NAME}: restore that file from a backup")
+
+
+def _finish_deletions(path: Path) -> None:
+    """Of topics, by a process that died over it. Not before the catalog has shown that the store is one of ours."""
+    for left in (path / "topics").glob(_DELETED_PREFIX + "*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _make_topic_folder(store_path: Path, folder: str) -> None:
@@ -780,7 +793,7 @@ def _digest_of(path: str, size_bytes: int) -> Digest:
     digest = xxhash.xxh3_128()
     left = size_bytes
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             while left > 0 and (chunk := file.read(min(left, _DIGEST_CHUNK))):
                 digest.update(chunk)
                 left -= len(chunk)

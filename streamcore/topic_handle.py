@@ -9,6 +9,7 @@ schemas that another process has replaced.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,6 +28,7 @@ from streamcore.errors import (
     StoreReadOnlyError,
     TopicNotFoundError,
 )
+from streamcore.files import check_folder, open_file
 
 if TYPE_CHECKING:
     from streamcore.store import Store
@@ -129,8 +131,7 @@ class TopicHandle:
         path = self.store.path / "topics" / self.row.folder
         folder = bytes(path)
         try:
-            if not path.is_dir():  # without this a reader would find no records
-                raise StorageError(errno.ENOENT, f"the folder of topic {self.name!r} is missing", str(path))
+            _check_folder(path, self.name)
             core = _core.Topic(folder, self.store.mode == "rw", self._native_settings())
         except StorageError:
             if self.store.catalog.topic_by_id(self.row.id) is None:
@@ -284,7 +285,7 @@ class TopicHandle:
     def _difference(self, path: str) -> str | None:
         """Why a segment file is none of this topic; None when it is damaged, or no segment at all."""
         try:
-            with Path(path).open("rb") as file:
+            with os.fdopen(open_file(path), "rb") as file:
                 found = schemas.read_segment_metadata(file.read(_SCHEMA_READ_BYTES))
         except OSError as error:
             return f"a segment cannot be read: {error}"
@@ -301,6 +302,15 @@ class TopicHandle:
         if partition == f"{int(Path(path).parent.name):010d}" and version in {str(number) for number in self.versions}:
             return None
         return f"the segment is of partition {partition} and schema version {version}, which do not fit its place"
+
+
+def _check_folder(path: Path, topic: str) -> None:
+    """Where there is none a reader would find no records; a link leads out of the store."""
+    try:
+        check_folder(path)
+    except OSError as error:
+        state = "missing" if error.errno == errno.ENOENT else "no folder of the store"
+        raise StorageError(error.errno or 0, f"the folder of topic {topic!r} is {state}", str(path)) from None
 
 
 def _add_schema(core: _core.Topic, version: schemas.SchemaVersion) -> None:

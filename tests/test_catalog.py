@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,22 +14,26 @@ import pyarrow as pa
 import pytest
 
 import streamcore as sc
-from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
+from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow, topic_folder
 from streamcore.config import TopicConfig
 
 Picture = Callable[[Path], dict[str, tuple[int, bytes]]]
 
 
+def id_of(name: str) -> str:
+    return f"{zlib.crc32(name.encode()):016x}"
+
+
 def row(name: str = "clicks", **changes: object) -> TopicRow:
     plain = TopicRow(
-        id=f"id-{name}",
+        id=id_of(name),
         name=name,
-        folder=f"{name}-folder",
+        folder=topic_folder(name, id_of(name)),
         partitions=2,
         config=dataclasses.asdict(TopicConfig()),
         generation=1,
         mixed=False,
-        schemas={1: None},
+        schemas={1: b"as it is"},
     )
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
@@ -45,7 +50,7 @@ def test_a_topic_comes_back_as_it_was_recorded(catalog: Catalog, tmp_path: Path)
         catalog.add_topic(one)
     assert catalog.topics() == wanted
     assert catalog.topic("b") == wanted[1]
-    assert catalog.topic_by_id("id-a") == wanted[0]
+    assert catalog.topic_by_id(id_of("a")) == wanted[0]
     assert catalog.topic("c") is None
     assert catalog.topic_by_id("b") is None
     reader = Catalog(tmp_path, writable=False)
@@ -68,16 +73,16 @@ def test_a_change_counts_only_on_top_of_the_generation_it_was_made_from(catalog:
     assert catalog.change_topic(first)
     assert not catalog.change_topic(row(partitions=7, generation=2))
     assert catalog.topic("clicks") == first
-    assert catalog.change_topic(row(partitions=7, generation=3, schemas={1: None, 2: b"wider"}))
+    assert catalog.change_topic(row(partitions=7, generation=3, schemas={1: b"as it is", 2: b"wider"}))
     found = catalog.topic("clicks")
     assert found is not None
-    assert (found.partitions, found.schemas) == (7, {1: None, 2: b"wider"})
+    assert (found.partitions, found.schemas) == (7, {1: b"as it is", 2: b"wider"})
 
 
 def test_a_removed_topic_is_gone_with_its_schemas(catalog: Catalog) -> None:
     catalog.add_topic(row())
-    assert catalog.remove_topic("id-clicks")
-    assert not catalog.remove_topic("id-clicks")
+    assert catalog.remove_topic(id_of("clicks"))
+    assert not catalog.remove_topic(id_of("clicks"))
     assert not catalog.change_topic(row(generation=2))
     assert catalog.topics() == []
     again = row(schemas={1: b"typed"})
@@ -91,7 +96,7 @@ def test_a_catalog_opened_for_reading_refuses_changes(catalog: Catalog, tmp_path
     for change in (
         lambda: reader.add_topic(row("b")),
         lambda: reader.change_topic(row(generation=2)),
-        lambda: reader.remove_topic("id-clicks"),
+        lambda: reader.remove_topic(id_of("clicks")),
         lambda: reader.set_setting("a", "b"),
     ):
         with pytest.raises(sc.StoreReadOnlyError):

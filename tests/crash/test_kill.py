@@ -360,7 +360,7 @@ def test_what_a_process_left_that_died_while_it_deleted_a_topic_is_cleared_by_th
     with sc.open(tmp_path / "store") as store:
         folder = store.create_topic(TOPIC).folder
         store.topic(TOPIC).append([b"value"])
-    left = tmp_path / "store" / "topics" / f".deleted-{folder}"
+    left = tmp_path / "store" / "topics" / f".deleted~{folder}"
     shutil.copytree(left.with_name(folder), left)
     with sc.open(tmp_path / "store", "r"):
         assert left.exists()
