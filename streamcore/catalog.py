@@ -317,6 +317,19 @@ class Catalog:
                 yield connection
 
     @contextlib.contextmanager
+    def at_one_moment(self) -> Iterator[sqlite3.Connection]:
+        """As `reading`, for several queries: what others change meanwhile is in none of them."""
+        with self.reading() as connection:
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("begin")
+            try:
+                yield connection
+            finally:
+                connection.rollback()  # nothing was changed
+
+    @contextlib.contextmanager
     def changing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """One transaction, undone by an exception. Not durable, it survives a crash of the process, not of power."""
         if not self._writable:
@@ -384,7 +397,7 @@ class Catalog:
 
     def topics(self) -> list[TopicRow]:
         """All topics, by name."""
-        with self.reading() as connection:
+        with self.at_one_moment() as connection:
             rows = connection.execute(f"select {_TOPIC_COLUMNS} from topics order by name").fetchall()
             return [self._with_schemas(connection, row) for row in rows]
 
@@ -397,7 +410,7 @@ class Catalog:
         return self._one_topic("id", topic_id)
 
     def _one_topic(self, column: str, value: str) -> TopicRow | None:
-        with self.reading() as connection:
+        with self.at_one_moment() as connection:
             row = connection.execute(
                 f"select id, name, folder, partitions, config, generation, mixed from topics where {column} = ?",
                 (value,),

@@ -92,6 +92,9 @@ class Fetcher:
             wanted = count - len(found)
             try:
                 records = fetch.records.take(wanted)
+            except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now: planning the next one sees to it
+                self.drop()
+                continue
             except BaseException:
                 self.drop()
                 if found:
@@ -119,7 +122,7 @@ class Fetcher:
                 topic = self._positions.topics[topic_id]
                 try:
                     batches, place = _read_batches(topic, legs, self._config.isolation, max_bytes)
-                except OffsetOutOfRangeError:
+                except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now
                     continue
                 self._positions.offsets.update(_positions_at(topic_id, legs, place))
                 if batches:
@@ -231,7 +234,7 @@ class Fetcher:
                 )
                 # without bounds on time a scan iterates by the core's own iterator
                 return _Fetch(topic_id, legs, cast(_core.Records, iter(scan)))
-            except OffsetOutOfRangeError:  # records were deleted just now
+            except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now
                 self._order.rotate(1)
         return None
 

@@ -695,8 +695,8 @@ class Group:
 
 @contextlib.contextmanager
 def reading(catalog: Catalog) -> Iterator[sqlite3.Connection | None]:
-    """The catalog, for queries about groups; None when it knows nothing of groups yet."""
-    with catalog.reading() as connection:
+    """The catalog at one moment, for queries about groups; None when it knows nothing of groups yet."""
+    with catalog.at_one_moment() as connection:
         known = connection.execute("select 1 from sqlite_schema where name = 'group_offsets'").fetchone()
         yield connection if known else None
 

@@ -16,7 +16,7 @@ from streamcore import _core, groups
 from streamcore.assignment import Key
 from streamcore.commits import Commits
 from streamcore.consumer_config import ConsumerConfig
-from streamcore.errors import FencedError
+from streamcore.errors import FencedError, TopicNotFoundError
 from streamcore.fetcher import Fetcher
 from streamcore.groups import Place, TopicPartition
 from streamcore.membership import Membership
@@ -125,13 +125,20 @@ class FullAssignment:
             for partition in range(topic.partition_count)
             if (topic.id, partition) not in self._positions.offsets
         }
-        for (_, partition), topic in new.items():
+        added = []
+        for (topic_id, partition), topic in new.items():
             start: Place = self._config.start if first else "earliest"
-            position = groups.resolve_place(topic, partition, start, "start", self._config.isolation)
+            try:
+                position = groups.resolve_place(topic, partition, start, "start", self._config.isolation)
+            except TopicNotFoundError:  # deleted just now: a pattern matches it no longer
+                if topic.name in self._subscription:
+                    raise
+                continue
             self._positions.add(topic, partition, position)
-        if new:
+            added.append((topic_id, partition))
+        if added:
             self._fetcher.replan()
-            self._listener.assigned(new)
+            self._listener.assigned(added)
 
 
 class GroupAssignment:
@@ -256,12 +263,16 @@ class GroupAssignment:
             topic = self._positions.topics.get(key[0]) or self._store.topic_with_id(key[0])
             if topic is None:  # deleted just now: the next rebalance takes it away
                 continue
-            topic.check_partition(key[1])  # which looks again, if it is news to this handle
-            if key in offsets:
-                position = int(offsets[key])
-            else:
-                start: Place = "earliest" if added else self._config.start
-                position = groups.resolve_place(topic, key[1], start, "start", self._config.isolation)
+            start: Place = "earliest" if added else self._config.start
+            try:
+                topic.check_partition(key[1])  # which looks again, if it is news to this handle
+                position = (
+                    int(offsets[key])
+                    if key in offsets
+                    else groups.resolve_place(topic, key[1], start, "start", self._config.isolation)
+                )
+            except TopicNotFoundError:  # likewise
+                continue
             self._positions.add(topic, key[1], position)
         self._fetcher.replan()
         self._listener.assigned(list(taken))

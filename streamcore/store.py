@@ -124,6 +124,7 @@ class Store:
         self._closing = threading.RLock()
         self._pid = os.getpid()
         self._topics: dict[str, Topic] = {}
+        self._forgotten: weakref.WeakSet[Topic] = weakref.WeakSet()
         _prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
         if mode == "rw":
@@ -223,7 +224,19 @@ class Store:
     def topics(self) -> list[Topic]:
         """All topics, by name."""
         self.check_open()
-        return [self._topic_of(row) for row in self.catalog.topics()]
+        with self.lock:
+            known = set(self._topics)  # before the catalog is read: one that is made meanwhile is not deleted
+        rows = self.catalog.topics()
+        for topic_id in known - {row.id for row in rows}:
+            self.forget(topic_id)
+        return [self._topic_of(row) for row in rows]
+
+    def forget(self, topic_id: str) -> None:
+        """Keeps a topic no longer that was deleted, by whomever: it stays open while somebody reads it."""
+        with self.lock:
+            topic = self._topics.pop(topic_id, None)
+            if topic is not None:
+                self._forgotten.add(topic)
 
     def delete_topic(self, name: str) -> None:
         """Deletes a topic and its records; readers keep what they have mapped. Raises TopicNotFoundError."""
@@ -233,8 +246,7 @@ class Store:
         if not self.catalog.remove_topic(topic.id):
             raise TopicNotFoundError(self._missing(name))
         topic.close_core(deleted=True)
-        with self.lock:
-            self._topics.pop(topic.id, None)
+        self.forget(topic.id)
         topics = self.path / "topics"
         row_folder = topic.folder
         gone = topics / (_DELETED_PREFIX + row_folder)[:255]
@@ -597,7 +609,7 @@ class Store:
             if self.closed:
                 return
             self.closed = True
-            topics = list(self._topics.values())
+            topics = [*self._topics.values(), *self._forgotten]
         _open_stores.discard(self)
         self._flusher.stop()
         for topic in topics:

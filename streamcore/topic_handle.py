@@ -186,6 +186,7 @@ class TopicHandle:
         self.store.check_open()
         row = self.store.catalog.topic_by_id(self.row.id)
         if row is None:
+            self.store.forget(self.row.id)
             raise self._deleted()
         if row.generation == self.row.generation:
             if (

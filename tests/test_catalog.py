@@ -60,6 +60,27 @@ def test_a_topic_comes_back_as_it_was_recorded(catalog: Catalog, tmp_path: Path)
     assert Catalog(tmp_path, writable=True).topics() == wanted
 
 
+def test_a_topic_that_is_deleted_while_it_is_looked_up_is_there_or_not(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Catalog(tmp_path, writable=True)
+    real = Catalog._with_schemas
+
+    def delete_first(self: Catalog, connection: sqlite3.Connection, found: tuple[object, ...]) -> TopicRow:
+        other.remove_topic(str(found[0]))
+        return real(self, connection, found)
+
+    monkeypatch.setattr(Catalog, "_with_schemas", delete_first)
+    looks: list[Callable[[Catalog], object]] = [
+        lambda found: found.topics(), lambda found: found.topic("a"), lambda found: found.topic_by_id("id-a"),
+    ]  # fmt: skip
+    for looking in (catalog, Catalog(tmp_path, writable=False)):
+        for look in looks:
+            other.add_topic(row("a"))
+            assert look(looking) in ([row("a")], row("a"))
+            assert look(looking) in ([], None)
+
+
 def test_a_name_is_taken_once(catalog: Catalog) -> None:
     catalog.add_topic(row())
     with pytest.raises(sc.TopicExistsError, match="'clicks' exists already"):

@@ -19,6 +19,7 @@ import streamcore as sc
 duckdb = pytest.importorskip("duckdb")
 
 from streamcore.sql import QueryMetrics, query  # noqa: E402  # needs duckdb
+from streamcore.sql.dataset import TopicDataset  # noqa: E402
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SECOND = 1000
@@ -205,6 +206,31 @@ def test_names_mean_what_they_mean_over_a_table_in_memory(store: sc.Store, quake
         found = query(store, sql)
         assert found.column_names == expected.column_names
         assert found.to_pylist() == expected.to_pylist()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'select max("offset") from quakes',
+        'select max("offset") from quakes where value.depth > 0',
+        "select count(*) from quakes",
+        "select count(*) from quakes where partition = 0",
+    ],
+)
+def test_what_the_log_raises_is_raised(
+    store: sc.Store, quakes: sc.Topic, sql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TopicDataset._scan
+
+    def delete_behind(self: TopicDataset, columns: list[str]) -> sc.Scan:
+        made = real(self, columns)
+        quakes.delete_records("latest")
+        return made
+
+    query(store, sql)  # in a session that has it bound
+    monkeypatch.setattr(TopicDataset, "_scan", delete_behind)
+    with pytest.raises(sc.OffsetOutOfRangeError):
+        query(store, sql)
 
 
 def test_a_field_that_does_not_exist_is_an_error_that_names_it(store: sc.Store, quakes: sc.Topic) -> None:

@@ -52,6 +52,7 @@ class _Reads:
     """What a dataset was asked for."""
 
     scans: list[Scan] = field(default_factory=list)
+    counting: list[Scan] = field(default_factory=list)
     counts: list[tuple[Scan, int]] = field(default_factory=list)
     columns: set[str] = field(default_factory=set)
 
@@ -185,6 +186,7 @@ class TopicDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
 
     def _constants(self, scans: list[tuple[int, Scan]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for index, scan in scans:
+            self.reads.counting.append(scan)
             rows = scan.count()
             self.reads.counts.append((scan, rows))
             block = pa.repeat(pa.scalar(index, pa.int32()), min(rows, _COUNT_ROWS))

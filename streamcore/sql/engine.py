@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from streamcore.errors import StreamcoreError
 from streamcore.sql.sessions import Session, sessions
 from streamcore.sql.syntax import UNKNOWN, Syntax
 from streamcore.sql.tables import tables_of, topics_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import duckdb
 
@@ -76,14 +79,32 @@ def _run(
         typed = any(topic.schema is not None for topic in topics)
         syntax = sessions.syntax_of(session, sql) if typed and not whole_values else UNKNOWN
         datasets = tables_of(session, topics, syntax.fields)
-        if params is None:
-            table = _answer(session, sql, syntax)
-        else:
-            relation = session.connection.sql(sql, params=params)
-            table = pa.table({}) if relation is None else relation.to_arrow_table()
+        with _errors_of_the_log(datasets):
+            if params is None:
+                table = _answer(session, sql, syntax)
+            else:
+                relation = session.connection.sql(sql, params=params)
+                table = pa.table({}) if relation is None else relation.to_arrow_table()
         if metrics is not None:
             _measure(datasets, metrics)
         return table
+
+
+@contextlib.contextmanager
+def _errors_of_the_log(datasets: Iterable[TopicDataset]) -> Iterator[None]:
+    """Raises what reading the log raised, of which DuckDB passes on no more than the text."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.InvalidInputException as error:
+        for dataset in datasets:
+            for scan in (*dataset.reads.scans, *dataset.reads.counting):
+                try:
+                    collections.deque(scan.batches(), 0)
+                except StreamcoreError as found:
+                    raise found from error
+        raise
 
 
 def _answer(session: Session, sql: str, syntax: Syntax) -> pa.Table:
