@@ -72,7 +72,7 @@ def test_a_topic_that_is_deleted_while_it_is_looked_up_is_there_or_not(
 
     monkeypatch.setattr(Catalog, "_with_schemas", delete_first)
     looks: list[Callable[[Catalog], object]] = [
-        lambda found: found.topics(), lambda found: found.topic("a"), lambda found: found.topic_by_id("id-a"),
+        lambda found: found.topics(), lambda found: found.topic("a"), lambda found: found.topic_by_id(id_of("a")),
     ]  # fmt: skip
     for looking in (catalog, Catalog(tmp_path, writable=False)):
         for look in looks:

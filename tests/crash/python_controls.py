@@ -1,7 +1,7 @@
 """Deliberate bugs in Python, beside those of csrc/control.h: replaced functions, none of them in streamcore/ itself.
 
-The build with deliberate bugs has this file as its sitecustomize.py, so it runs first in every process of Python that has
-that build on its path: there the variable STREAMCORE_PYTHON_CONTROL names the bug of the process.
+The build with deliberate bugs has this file as its sitecustomize.py, so it runs first in every process of Python that
+has that build on its path: there the variable STREAMCORE_PYTHON_CONTROL names the bug of the process.
 """
 
 from __future__ import annotations
