@@ -517,7 +517,9 @@ static void read_keys(void *context)
     sc_rows *rows = call->rows;
     const sc_field *value = &self->layout->fields[self->layout->columns[SC_COLUMN_VALUE]];
     const void *validity = NULL;
-    int code = open_message(self);
+    int code = value->kind == SC_KIND_NULL /* it has no buffers: what lies in their place is of the next column */
+                   ? sc_fail(self->error, SC_INVALID, "values of the null type do not say which are tombstones")
+                   : open_message(self);
     if (code == SC_OK)
         code = read_fixed(self, SC_COLUMN_OFFSET, &rows->offsets);
     if (code == SC_OK)

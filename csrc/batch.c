@@ -49,7 +49,8 @@ static bool is_consistent(const sc_header *header, int64_t metadata_size)
            header->total_size >= SC_OPENING_SIZE + metadata_size + SC_HEADER_SIZE &&
            header->total_size % SC_ALIGNMENT == 0 && header->total_size <= SC_BATCH_BYTES_MAX &&
            header->base_offset >= 0 && header->record_count >= 0 && header->last_offset < INT64_MAX &&
-           header->last_offset >= header->base_offset - (header->record_count == 0) && has_sound_count(header);
+           header->last_offset >= header->base_offset - (header->record_count == 0) && has_sound_count(header) &&
+           header->unstable_count >= 0 && header->unstable_count <= header->last_offset + 1;
 }
 
 enum sc_batch_state sc_batch_look(const uint8_t *data, int64_t available, sc_header *header, const char **why)

@@ -68,7 +68,8 @@ static uint8_t *take(sc_encoding *encoding, int64_t size)
     if (encoding->body != NULL)
         return encoding->body + buffer->offset;
     *buffer = (sc_buffer){encoding->body_size, size};
-    encoding->body_size += sc_align(size);
+    if (encoding->body_size <= SC_BATCH_BYTES_MAX) /* else the plan fails, and the sum shall not overflow */
+        encoding->body_size += sc_align(size);
     return NULL;
 }
 
@@ -88,6 +89,65 @@ static void set_node(sc_encoding *encoding, const sc_field *field, int64_t lengt
 }
 
 /* ---- columns from Arrow arrays ----------------------------------------------------------------------------- */
+
+/* What the C data interface leaves to its consumers to check is checked while planning. That buffers have the size
+ * which lengths and offsets claim cannot be: it does not say how long they are. */
+static int fail_shape(sc_error *error)
+{
+    return sc_fail(error, SC_INVALID, "an Arrow array does not have the shape of its type");
+}
+
+static bool is_aligned(const void *buffer, uintptr_t to)
+{
+    return (uintptr_t)buffer % to == 0;
+}
+
+/* Buffers that rows are read from are there, and offsets lie where their type may. */
+static bool has_buffers(const sc_field *field, const struct ArrowArray *array)
+{
+    const void *values = array->n_buffers > 1 ? array->buffers[1] : NULL;
+    const void *sizes = array->n_buffers > 3 ? array->buffers[array->n_buffers - 1] : NULL;
+    switch (field->kind) {
+    case SC_KIND_FIXED_LIST:
+    case SC_KIND_STRUCT:
+        return true;
+    case SC_KIND_FIXED:
+        return values != NULL || field->width == 0;
+    case SC_KIND_BOOL:
+        return values != NULL;
+    case SC_KIND_VIEW:
+        return values != NULL && is_aligned(values, 4) &&
+               (array->n_buffers <= 3 || (sizes != NULL && is_aligned(sizes, 8)));
+    default:
+        return values != NULL &&
+               is_aligned(values, field->kind == SC_KIND_LARGE_BINARY || field->kind == SC_KIND_LARGE_LIST ? 8 : 4);
+    }
+}
+
+static int check_shape(const sc_field *field, rows from, sc_error *error)
+{
+    const struct ArrowArray *array = from.array;
+    int64_t rows_max = INT64_MAX / (field->width > 16 ? field->width : 16); /* so that the place of a row is a number */
+    if (array == NULL || array->dictionary != NULL || array->n_children != field->children ||
+        (field->children > 0 && array->children == NULL))
+        return fail_shape(error);
+    if (array->offset < 0 || array->length < 0 || array->length > rows_max ||
+        array->offset > rows_max - array->length || from.start > array->length - from.length)
+        return fail_shape(error);
+    bool views = field->kind == SC_KIND_VIEW;
+    if (views ? array->n_buffers < 2 || array->n_buffers > INT32_MAX : array->n_buffers != sc_kind_buffers(field->kind))
+        return fail_shape(error);
+    if (array->n_buffers > 0 &&
+        (array->buffers == NULL || array->null_count < -1 || array->null_count > array->length ||
+         (array->null_count > 0 && array->buffers[0] == NULL) || (from.length > 0 && !has_buffers(field, array))))
+        return fail_shape(error);
+    for (int32_t i = 0; i < field->children; i++)
+        if (array->children[i] == NULL)
+            return fail_shape(error);
+    if (from.length > SC_BATCH_BYTES_MAX)
+        return sc_fail(error, SC_TOO_LARGE, "a batch holds at most 2 GiB, and as many nested values");
+    return SC_OK;
+}
 
 static int put_array(sc_encoding *encoding, const sc_field *field, rows from, sc_error *error);
 
@@ -130,7 +190,8 @@ static void put_validity(sc_encoding *encoding, const sc_field *field, rows from
         *low = ends[0];                                                                                                \
         *high = ends[from.length];                                                                                     \
         *longest = most;                                                                                               \
-        return wrong >= 0 && ends[0] >= 0 && ends[from.length] >= ends[0];                                             \
+        const TYPE *last = (const TYPE *)from.array->buffers[1] + from.array->offset + from.array->length;             \
+        return wrong >= 0 && ends[0] >= 0 && ends[from.length] >= ends[0] && ends[from.length] <= *last;               \
     }                                                                                                                  \
     static void NAME##_rebase(uint8_t *to, rows from)                                                                  \
     {                                                                                                                  \
@@ -153,6 +214,8 @@ static int put_binary(sc_encoding *encoding, rows from, bool large, sc_error *er
             large ? offsets64_extent(from, &low, &high, &longest) : offsets32_extent(from, &low, &high, &longest);
         if (!sound && !SC_CONTROL(arrow_offsets_not_checked))
             return sc_fail(error, SC_INVALID, "an Arrow array has offsets that go back");
+        if (high > low && from.array->buffers[2] == NULL)
+            return fail_shape(error);
         if (longest > encoding->max_record_bytes)
             return sc_fail(error, SC_TOO_LARGE, "a value of %lld bytes is above max_record_bytes (%lld)",
                            (long long)longest, (long long)encoding->max_record_bytes);
@@ -199,7 +262,8 @@ static bool is_valid(rows from, int64_t row)
 /* Views are rewritten to point into one buffer that holds just what they show. */
 static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc_error *error)
 {
-    const binary_view *views = (const binary_view *)from.array->buffers[1] + from.array->offset + from.start;
+    const binary_view *views =
+        from.length == 0 ? NULL : (const binary_view *)from.array->buffers[1] + from.array->offset + from.start;
     int64_t buffers = from.array->n_buffers - 3; /* validity, views, ..., sizes */
     const int64_t *sizes = buffers > 0 ? from.array->buffers[from.array->n_buffers - 1] : NULL;
     bool planning = encoding->body == NULL;
@@ -210,7 +274,8 @@ static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc
         const binary_view *one = &views[i];
         if (one->size < 0 || one->as.out.buffer < 0 || one->as.out.buffer >= buffers || one->as.out.offset < 0 ||
             ((int64_t)one->as.out.offset + one->size > sizes[one->as.out.buffer] &&
-             !SC_CONTROL(arrow_views_not_checked)))
+             !SC_CONTROL(arrow_views_not_checked)) ||
+            from.array->buffers[2 + one->as.out.buffer] == NULL)
             return sc_fail(error, SC_INVALID, "an Arrow view points outside its buffers");
         if (one->size > encoding->max_record_bytes)
             return sc_fail(error, SC_TOO_LARGE, "a value of %d bytes is above max_record_bytes (%lld)", one->size,
@@ -235,6 +300,7 @@ static int put_views(sc_encoding *encoding, const sc_field *field, rows from, sc
             } else {
                 memcpy(bytes + filled, (const uint8_t *)from.array->buffers[2 + one.as.out.buffer] + one.as.out.offset,
                        (size_t)one.size);
+                memcpy(one.as.out.prefix, bytes + filled, sizeof one.as.out.prefix); /* readers compare by it */
                 one.as.out.buffer = 0;
                 one.as.out.offset = filled;
                 filled += one.size;
@@ -274,11 +340,9 @@ static int put_struct(sc_encoding *encoding, const sc_field *field, rows from, s
 
 static int put_array(sc_encoding *encoding, const sc_field *field, rows from, sc_error *error)
 {
-    if ((from.array->n_children != field->children || from.start + from.length > from.array->length ||
-         (field->kind != SC_KIND_VIEW && from.array->n_buffers != sc_kind_buffers(field->kind)) ||
-         (field->kind == SC_KIND_VIEW && from.array->n_buffers < 2)) &&
-        !SC_CONTROL(arrow_shape_not_checked))
-        return sc_fail(error, SC_INVALID, "an Arrow array does not have the shape of its type");
+    int code = encoding->body == NULL && !SC_CONTROL(arrow_shape_not_checked) ? check_shape(field, from, error) : SC_OK;
+    if (code != SC_OK)
+        return code;
     int64_t at = from.array->offset + from.start;
     if (field->kind == SC_KIND_NULL) {
         set_node(encoding, field, from.length, from.length);
@@ -545,6 +609,9 @@ static int plan_columns(sc_encoding *encoding, sc_error *error)
         if (encoding->buffers[i].offset == ZERO_RUN)
             encoding->buffers[i].offset = encoding->body_size;
     encoding->body_size += sc_align(encoding->zeros_size);
+    for (int32_t i = 0; code == SC_OK && i < encoding->layout->field_count; i++)
+        if (encoding->nodes[i].length > SC_BATCH_BYTES_MAX) /* of values that take no bytes */
+            code = sc_fail(error, SC_TOO_LARGE, "a batch holds at most 2 GiB, and as many nested values");
     return code;
 }
 

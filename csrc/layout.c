@@ -17,46 +17,53 @@ int sc_kind_buffers(enum sc_kind kind)
     return counts[kind];
 }
 
+/* A number at the end of a format string: digits alone, up to INT32_MAX. */
+static bool read_width(const char *text, int32_t *width)
+{
+    int64_t value = 0;
+    if (*text == 0)
+        return false;
+    for (; *text >= '0' && *text <= '9' && value <= INT32_MAX; text++)
+        value = value * 10 + (*text - '0');
+    *width = (int32_t)value;
+    return *text == 0 && value <= INT32_MAX;
+}
+
+/* Bytes of "d:precision,scale[,bits]"; 0: it is none. */
+static int32_t decimal_width(const char *format)
+{
+    int precision, scale, bits = 128, end = 0;
+    if (sscanf(format, "d:%4d,%4d%n", &precision, &scale, &end) != 2)
+        return 0;
+    if (format[end] == ',' && !read_width(format + end + 1, &bits))
+        return 0;
+    if (format[end] != ',' && format[end] != 0)
+        return 0;
+    return bits == 32 || bits == 64 || bits == 128 || bits == 256 ? bits / 8 : 0;
+}
+
 /* Bytes per value of a primitive format string of the C data interface; 0: not one. */
 static int32_t primitive_width(const char *format)
 {
-    switch (format[0]) {
-    case 'c':
-    case 'C':
-        return 1;
-    case 's':
-    case 'S':
-    case 'e':
-        return 2;
-    case 'i':
-    case 'I':
-    case 'f':
-        return 4;
-    case 'l':
-    case 'L':
-    case 'g':
-        return 8;
-    case 'd': {
-        int precision, scale, bits = 128;
-        if (sscanf(format, "d:%d,%d,%d", &precision, &scale, &bits) < 2)
-            return 0;
-        return bits == 32 || bits == 64 || bits == 128 || bits == 256 ? bits / 8 : 0;
-    }
-    case 't':
-        if (strncmp(format, "tdD", 3) == 0 || strncmp(format, "tts", 3) == 0 || strncmp(format, "ttm", 3) == 0 ||
-            strncmp(format, "tiM", 3) == 0)
-            return 4;
-        if (strncmp(format, "tin", 3) == 0)
-            return 16;
-        return 8; /* tdm, ttu, ttn, ts?:, tD?, tiD */
-    default:
-        return 0;
-    }
+    static const struct {
+        const char *format;
+        int32_t width;
+    } known[] = {{"c", 1},   {"C", 1},   {"s", 2},   {"S", 2},   {"e", 2},   {"i", 4},   {"I", 4},   {"f", 4},
+                 {"l", 8},   {"L", 8},   {"g", 8},   {"tdD", 4}, {"tdm", 8}, {"tts", 4}, {"ttm", 4}, {"ttu", 8},
+                 {"ttn", 8}, {"tDs", 8}, {"tDm", 8}, {"tDu", 8}, {"tDn", 8}, {"tiM", 4}, {"tiD", 8}, {"tin", 16}};
+    if (format[0] == 'd')
+        return decimal_width(format);
+    if (format[0] == 't' && format[1] == 's') /* and a time zone */
+        return format[2] != 0 && strchr("smun", format[2]) != NULL && format[3] == ':' ? 8 : 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(format, known[i].format) == 0)
+            return known[i].width;
+    return 0;
 }
 
 static int field_of_format(const char *format, sc_field *field)
 {
-    int width;
+    int32_t width;
     if ((field->width = primitive_width(format)) > 0)
         field->kind = SC_KIND_FIXED;
     else if (strcmp(format, "n") == 0)
@@ -75,17 +82,21 @@ static int field_of_format(const char *format, sc_field *field)
         field->kind = SC_KIND_LARGE_LIST;
     else if (strcmp(format, "+s") == 0)
         field->kind = SC_KIND_STRUCT;
-    else if (sscanf(format, "w:%d", &width) == 1 && width >= 0)
+    else if (strncmp(format, "w:", 2) == 0 && read_width(format + 2, &width))
         *field = (sc_field){.kind = SC_KIND_FIXED, .width = width};
-    else if (sscanf(format, "+w:%d", &width) == 1 && width >= 0)
+    else if (strncmp(format, "+w:", 3) == 0 && read_width(format + 3, &width))
         *field = (sc_field){.kind = SC_KIND_FIXED_LIST, .width = width};
     else
         return SC_INVALID;
     return SC_OK;
 }
 
+/* Counts, and checks what the C data interface leaves unchecked. */
 static int count_fields(const struct ArrowSchema *schema, int depth, int32_t *count, sc_error *error)
 {
+    if (schema == NULL || schema->format == NULL || schema->n_children < 0 ||
+        (schema->n_children > 0 && schema->children == NULL))
+        return sc_fail(error, SC_INVALID, "the schema lacks a field, or a field its format");
     if (depth > SC_DEPTH_MAX)
         return sc_fail(error, SC_INVALID, "the schema nests deeper than %d levels", SC_DEPTH_MAX);
     if (++*count > SC_FIELDS_MAX)
@@ -98,7 +109,31 @@ static int count_fields(const struct ArrowSchema *schema, int depth, int32_t *co
     return SC_OK;
 }
 
-static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, sc_error *error)
+static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, int64_t per_row, sc_error *error);
+
+/* `per_row`: how many values of this field a row of the batch, or of the list around it, has. */
+static int compile_children(sc_layout *layout, const struct ArrowSchema *schema, int32_t index, int64_t per_row,
+                            sc_error *error)
+{
+    const sc_field *field = &layout->fields[index];
+    int64_t below = per_row;
+    if (field->kind == SC_KIND_LIST || field->kind == SC_KIND_LARGE_LIST)
+        below = 1;
+    if (field->kind == SC_KIND_FIXED_LIST)
+        below = per_row * field->width;
+    if (below > SC_BATCH_BYTES_MAX || (field->kind == SC_KIND_FIXED && per_row * field->width > SC_BATCH_BYTES_MAX))
+        return sc_fail(error, SC_INVALID, "one value of the field %s is larger than a batch may be",
+                       schema->name ? schema->name : "?");
+    for (int64_t i = 0; i < schema->n_children; i++) {
+        int code = compile_field(layout, schema->children[i], below, error);
+        if (code != SC_OK)
+            return code;
+    }
+    layout->fields[index].end = layout->field_count;
+    return SC_OK;
+}
+
+static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, int64_t per_row, sc_error *error)
 {
     int32_t index = layout->field_count++;
     sc_field *field = &layout->fields[index];
@@ -107,7 +142,7 @@ static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, sc
                        schema->name ? schema->name : "?", schema->format);
     bool one_child =
         field->kind == SC_KIND_LIST || field->kind == SC_KIND_LARGE_LIST || field->kind == SC_KIND_FIXED_LIST;
-    if (field->kind == SC_KIND_STRUCT ? schema->n_children < 0 : schema->n_children != one_child)
+    if (field->kind != SC_KIND_STRUCT && schema->n_children != one_child)
         return sc_fail(error, SC_INVALID, "the field %s has %lld children", schema->name ? schema->name : "?",
                        (long long)schema->n_children);
     field->buffer = layout->buffer_count;
@@ -117,18 +152,13 @@ static int compile_field(sc_layout *layout, const struct ArrowSchema *schema, sc
         layout->buffer_count++;
     }
     field->children = (int32_t)schema->n_children;
-    for (int64_t i = 0; i < schema->n_children; i++) {
-        int code = compile_field(layout, schema->children[i], error);
-        if (code != SC_OK)
-            return code;
-    }
-    layout->fields[index].end = layout->field_count;
-    return SC_OK;
+    return compile_children(layout, schema, index, per_row, error);
 }
 
 static int compile_columns(sc_layout *layout, const struct ArrowSchema *schema, sc_error *error)
 {
-    if (strcmp(schema->format, "+s") != 0 || schema->n_children != SC_COLUMNS)
+    if (schema->format == NULL || strcmp(schema->format, "+s") != 0 || schema->n_children != SC_COLUMNS ||
+        schema->children == NULL)
         return sc_fail(error, SC_INVALID, "a topic's schema has the columns offset, timestamp, key, value, headers");
     int32_t count = 0;
     for (int i = 0; i < SC_COLUMNS; i++) {
@@ -141,7 +171,7 @@ static int compile_columns(sc_layout *layout, const struct ArrowSchema *schema, 
         return sc_fail_memory(error);
     for (int i = 0; i < SC_COLUMNS; i++) {
         layout->columns[i] = layout->field_count;
-        int code = compile_field(layout, schema->children[i], error);
+        int code = compile_field(layout, schema->children[i], 1, error);
         if (code != SC_OK)
             return code;
     }

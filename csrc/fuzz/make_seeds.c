@@ -4,8 +4,11 @@
 
 #include "check.h"
 #include "fuzz.h"
+#include "journal.h"
 #include "memory_batch.h"
 #include "random_array.h"
+#include "small_journal.h"
+#include "transaction_log.h"
 
 static const char *corpus;
 
@@ -45,6 +48,8 @@ static void make_batches(void)
             memory_batch_write(layout, &input, seed * 100, &written);
             snprintf(name, sizeof name, "%s-%d", typed ? "typed" : "plain", seed);
             write_seed("batch", name, options, written.message, written.header.total_size);
+            uint8_t as_message[FUZZ_OPTIONS] = {(uint8_t)(2 | typed * 4), (uint8_t)(rows - 1), (uint8_t)seed};
+            write_seed("arrow", name, as_message, written.message, written.header.total_size);
             snprintf(name, sizeof name, "%s-%d", typed ? "typed" : "plain", seed);
             write_seed("metadata", name, NULL, written.message + SC_OPENING_SIZE, written.header.metadata_size);
             memory_batch_free(&written);
@@ -123,9 +128,122 @@ static void make_indexes(void)
     folder_remove(path);
 }
 
+/* Random choices, few of which are flaws. */
+static void make_arrows(void)
+{
+    for (int seed = 0; seed < 24; seed++) {
+        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)(seed % 4 == 3), (uint8_t)seed, (uint8_t)(seed / 2), 0}, data[600];
+        char name[40];
+        random_seed((uint64_t)seed);
+        for (size_t i = 0; i < sizeof data; i++)
+            data[i] = (uint8_t)random_below(seed % 2 == 0 ? 200 : 242);
+        snprintf(name, sizeof name, "arrow-%02d", seed);
+        write_seed("arrow", name, options, data, 40 + 20 * seed);
+    }
+}
+
+static void make_snapshots(void)
+{
+    static const char *const names[] = {"0/.producers", "0/00000000000000000000.aborted", "state"};
+    char folder[FOLDER_MAX], path[FILE_MAX], file[FILE_MAX], name[40];
+    folder_make(folder);
+    CHECK(snprintf(path, sizeof path, "%s/topic", folder) < FILE_MAX && mkdir(path, 0777) == 0);
+    transaction_log_make(path, false);
+    for (int flags = 0; flags < 32; flags++) {
+        int64_t sizes[2] = {0, 0};
+        int kind = flags & 3;
+        CHECK(snprintf(file, sizeof file, "%s/%s", path, names[kind % 3]) < FILE_MAX);
+        uint8_t *first = file_read(file, &sizes[0]), *second = NULL;
+        if (kind == 3) {
+            CHECK(snprintf(file, sizeof file, "%s/%s", path, names[1]) < FILE_MAX);
+            second = file_read(file, &sizes[1]);
+            first = realloc(first, (size_t)(sizes[0] + sizes[1]));
+            CHECK(first != NULL);
+            memcpy(first + sizes[0], second, (size_t)sizes[1]);
+        }
+        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)flags, (uint8_t)sizes[0], (uint8_t)(sizes[0] >> 8)};
+        snprintf(name, sizeof name, "snapshot-%02d", flags);
+        write_seed("snapshot", name, options, first, kind == 2 ? 1024 : sizes[0] + sizes[1]);
+        if (kind == 0) {
+            options[0] |= 32;
+            snprintf(name, sizeof name, "table-%02d", flags);
+            write_seed("snapshot", name, options, first + 64, sizes[0] - 64);
+        }
+        free(first);
+        free(second);
+    }
+    folder_remove(folder);
+}
+
+static void make_journals(void)
+{
+    char path[FOLDER_MAX], file[FILE_MAX], name[40];
+    int64_t size, end = SC_JOURNAL_AREA_AT;
+    store_make(path);
+    small_journal_make(path);
+    CHECK(snprintf(file, sizeof file, "%s/journal", path) < FILE_MAX);
+    uint8_t *data = file_read(file, &size);
+    for (int64_t i = 0; i < size; i++)
+        end = data[i] != 0 && i > end ? i + 1 : end;
+    uint8_t *input = malloc((size_t)size);
+    CHECK(input != NULL);
+    memcpy(input, data, JOURNAL_FUZZ_HEADER);
+    memcpy(input + JOURNAL_FUZZ_HEADER, data + SC_JOURNAL_PAGE, JOURNAL_FUZZ_HEADER);
+    memcpy(input + 2 * JOURNAL_FUZZ_HEADER, data + SC_JOURNAL_AREA_AT, (size_t)(end - SC_JOURNAL_AREA_AT));
+    for (int flags = 0; flags < 32; flags++) {
+        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)flags, 0};
+        snprintf(name, sizeof name, "journal-%02d", flags);
+        write_seed("journal", name, options, input,
+                   (flags & 8) != 0 ? 128 : 2 * JOURNAL_FUZZ_HEADER + (end - SC_JOURNAL_AREA_AT));
+    }
+    free(input);
+    free(data);
+    folder_remove(path);
+}
+
+/* The first segment of a log with transactions, as it was written and rewritten. */
+static void make_rewrites(void)
+{
+    for (int rewritten = 0; rewritten < 2; rewritten++) {
+        char path[FOLDER_MAX], file[FILE_MAX], name[40];
+        int64_t size;
+        folder_make(path);
+        transaction_log_make(path, rewritten);
+        segment_file(file, path, 0, 0);
+        int64_t end = found_end(file);
+        uint8_t *data = file_read(file, &size);
+        for (int flags = 0; flags < 32; flags++) {
+            uint8_t options[FUZZ_OPTIONS] = {(uint8_t)flags, (uint8_t)(flags * 3), (uint8_t)(flags % 5 == 4 ? 70 : 0),
+                                             4};
+            snprintf(name, sizeof name, "rewrite-%d-%02d", rewritten, flags);
+            write_seed("rewrite", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE);
+            options[0] = (uint8_t)(flags & 7);
+            if (flags < 8)
+                write_seed("segment", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE + 64);
+        }
+        free(data);
+        folder_remove(path);
+    }
+}
+
+static void make_steps(void)
+{
+    for (int seed = 0; seed < 8; seed++) {
+        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)(seed % 2 == 0 ? 0 : 40 * seed), 40}, data[900];
+        char name[40];
+        random_seed((uint64_t)seed);
+        for (size_t i = 0; i < sizeof data; i++)
+            data[i] = (uint8_t)random_below(seed < 4 ? 12 + 40 * (uint32_t)seed : 256);
+        snprintf(name, sizeof name, "random-%d", seed);
+        write_seed("records", name, options, data, sizeof data);
+        write_seed("key_map", name, options, data, sizeof data);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    static const char *const targets[] = {"", "batch", "metadata", "segment", "index"};
+    static const char *const targets[] = {"",         "batch",   "metadata", "segment", "index",  "arrow",
+                                          "snapshot", "journal", "rewrite",  "records", "key_map"};
     CHECK(argc == 2);
     corpus = argv[1];
     for (size_t i = 0; i < sizeof targets / sizeof *targets; i++) {
@@ -137,5 +255,10 @@ int main(int argc, char **argv)
     make_compressed_metadata();
     make_segments();
     make_indexes();
+    make_arrows();
+    make_snapshots();
+    make_journals();
+    make_rewrites();
+    make_steps();
     return 0;
 }

@@ -194,8 +194,8 @@ bool same_value(const sc_layout *layout, int32_t index, const struct ArrowArray 
         return (((const uint8_t *)left->buffers[1])[a / 8] >> (a % 8) & 1) ==
                (((const uint8_t *)right->buffers[1])[b / 8] >> (b % 8) & 1);
     case SC_KIND_FIXED:
-        return memcmp((const uint8_t *)left->buffers[1] + a * width, (const uint8_t *)right->buffers[1] + b * width,
-                      (size_t)width) == 0;
+        return width == 0 || memcmp((const uint8_t *)left->buffers[1] + a * width,
+                                    (const uint8_t *)right->buffers[1] + b * width, (size_t)width) == 0;
     case SC_KIND_LIST:
     case SC_KIND_LARGE_LIST:
         extent(left, field->kind == SC_KIND_LARGE_LIST, left_row, &from[0], &to[0]);

@@ -199,6 +199,15 @@ static void set_other_metadata(sc_header *header)
     header->metadata_size -= SC_ALIGNMENT;
 }
 
+static void set_open_from_before_the_log(sc_header *header)
+{
+    header->unstable_count = header->last_offset + 2;
+}
+static void set_negative_unstable(sc_header *header)
+{
+    header->unstable_count = INT64_MIN;
+}
+
 static void test_headers_with_a_checksum_that_make_no_sense_are_bad(void)
 {
     change_header(change_nothing, SC_BATCH_GOOD);
@@ -221,6 +230,8 @@ static void test_headers_with_a_checksum_that_make_no_sense_are_bad(void)
     change_header(set_tiny, SC_BATCH_BAD);
     change_header(set_huge, SC_BATCH_BAD);
     change_header(set_other_metadata, SC_BATCH_BAD);
+    change_header(set_open_from_before_the_log, SC_BATCH_BAD);
+    change_header(set_negative_unstable, SC_BATCH_BAD);
 }
 
 int main(int argc, char **argv)
