@@ -11,6 +11,7 @@
 #include "state.h"
 
 enum { ZEROS = 1 << 20, SPACE_TRIES = 8 };
+#define COUNT_MAX (INT64_MAX / 2) /* of what only grows: no journal comes near, and nothing overflows */
 static const uint8_t header_magic[8] = {'S', 'C', 'J', 'R', 'N', 'L', '0', '1'};
 static const uint8_t record_magic[8] = {'S', 'C', 'J', 'R', 'E', 'C', '0', '1'};
 static const uint8_t shared_magic[8] = {'S', 'C', 'J', 'S', 'T', 'A', 'T', '1'};
@@ -26,7 +27,8 @@ void sc_journal_header_seal(sc_journal_header *header)
 
 static bool is_sound_header(const sc_journal_header *header, int copy)
 {
-    return memcmp(header->magic, header_magic, sizeof header_magic) == 0 && header->generation % 2 == copy &&
+    return memcmp(header->magic, header_magic, sizeof header_magic) == 0 && header->generation >= 0 &&
+           header->generation % 2 == copy &&
            header->crc == sc_crc32c(0, &header->version, sizeof *header - offsetof(sc_journal_header, version));
 }
 
@@ -51,7 +53,8 @@ int sc_journal_header_read(int fd, const char *path, sc_journal_header *header, 
         return sc_fail_at(error, SC_FORMAT, path, -1, 0,
                           "the journal has a version that this streamcore does not know");
     if (header->area < SC_JOURNAL_PAGE || header->area % SC_JOURNAL_PAGE != 0 || header->area > (1 << 30) ||
-        header->start < header->area || header->start % header->area != 0)
+        header->start < header->area || header->start % header->area != 0 || header->start > COUNT_MAX ||
+        header->generation > COUNT_MAX)
         return SC_END;
     return SC_OK;
 }
