@@ -252,6 +252,19 @@ static void note_stable(sc_rewrite *self, const sc_header *header)
         self->stable_offset = stable_offset;
 }
 
+/* Whether the rows have the offsets that the headers say: what is wrong shall not be written as if it were right. Those
+ * of compressed batches are made anew. */
+static int check_offsets(sc_rewrite *self, const sc_batch *batch, sc_error *error)
+{
+    if (self->trusting || batch->record_count == 0 ||
+        (batch->codec != SC_CODEC_NONE && (batch->flags & SC_FLAG_SPARSE) == 0))
+        return SC_OK;
+    int code = sc_batch_check_offsets(batch, error);
+    if (code != SC_OK)
+        snprintf(error->path, sizeof error->path, "%s", self->segment->path);
+    return code;
+}
+
 static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
 {
     bool found = false;
@@ -276,7 +289,7 @@ static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
     }
     self->row = self->rows_passed;
     self->rows_passed += batch->record_count;
-    return SC_OK;
+    return check_offsets(self, batch, error);
 }
 
 int sc_rewrite_next(sc_rewrite *self, sc_batch *batch, sc_error *error)

@@ -41,7 +41,8 @@ struct structure_check {
     int code;
 };
 
-/* The Arrow structure of an uncompressed batch: every column where it should be; and the offsets of a rewritten one. */
+/* The Arrow structure of an uncompressed batch: every column where it should be; and its offsets, which are not
+ * compressed in a rewritten one either. */
 static void check_structure(void *context)
 {
     struct structure_check *self = context;
@@ -53,7 +54,7 @@ static void check_structure(void *context)
     struct ArrowArray array;
     int64_t unused = 0;
     self->code = SC_OK;
-    if ((self->batch.flags & SC_FLAG_SPARSE) != 0)
+    if ((self->batch.flags & SC_FLAG_SPARSE) != 0 || self->batch.codec == SC_CODEC_NONE)
         self->code = sc_batch_check_offsets(&self->batch, &self->error);
     if (self->code != SC_OK || self->batch.codec != SC_CODEC_NONE)
         return;

@@ -1,10 +1,11 @@
 /*
  * Bytes as segment files behind a valid schema message: opened for reading, then for writing (which recovers them),
- * scanned, verified, appended to, closed and opened again. Whatever is in the files, an append behind them that
- * succeeded must be readable, and opening again must find the same end.
+ * scanned, counted, verified, appended to (by nobody in particular, and by a producer in a transaction), closed and
+ * opened again. Whatever is in the files, an append behind them that succeeded must be readable, and opening again must
+ * find the same end.
  *
  * Options: 0: bit 0 the machine went down, bit 1 leave the checksums, bit 2 two segments, bit 3 the typed layout,
- * bit 4 no zeros behind the bytes, bit 5 the second segment is not behind a schema message;
+ * bit 4 no zeros behind the bytes, bit 5 the second segment is not behind a schema message, bit 6 producers;
  * 1, 2: where the first of two segments ends, in units of 64 bytes; 3, 4: the base offset of the second.
  */
 #include <stdlib.h>
@@ -89,18 +90,49 @@ static void ignore_problem(void *context, const sc_error *problem)
     ++*(int64_t *)context;
 }
 
-/* Reads what can be read of [start, end), stepping behind damage; the rows that were read. */
-static int64_t read_range(sc_topic *topic, int64_t start, int64_t end, sc_error *error)
+static sc_scan_options scan_options(const sc_range *range, bool committed)
+{
+    return (sc_scan_options){.ranges = range,
+                             .range_count = 1,
+                             .min_timestamp = INT64_MIN,
+                             .max_timestamp = INT64_MAX,
+                             .limit = -1,
+                             .verify = true,
+                             .committed = committed};
+}
+
+/* Headers alone, and reading, count the same. */
+static void check_count(sc_topic *topic, const sc_range *range, bool committed, int64_t rows)
+{
+    sc_scan_options options = scan_options(range, committed);
+    sc_scan *scan;
+    sc_error error;
+    int64_t counted;
+    CHECK_OK(sc_scan_open(topic, &options, &scan, &error), error);
+    if (sc_scan_count(scan, &counted, &error) == SC_OK)
+        CHECK_EQ(counted, rows);
+    sc_scan_free(scan);
+}
+
+static void narrow(sc_batch batch)
+{
+    sc_error error;
+    bool dense;
+    int64_t middle = batch.min_timestamp / 2 + batch.max_timestamp / 2;
+    int64_t first = batch.first_row, end = first + batch.row_count;
+    if (batch.codec != SC_CODEC_NONE ||
+        sc_batch_narrow_to_timestamps(&batch, middle, INT64_MAX, &dense, &error) != SC_OK)
+        return;
+    CHECK(batch.first_row >= first && batch.row_count >= 0 && batch.first_row + batch.row_count <= end);
+}
+
+/* Reads what can be read of [start, end), up to damage; the rows that were read. */
+static int64_t read_range(sc_topic *topic, int64_t start, int64_t end, bool committed, sc_error *error)
 {
     static const sc_column columns[SC_COLUMNS] = {
         {.column = 0}, {.column = 1}, {.column = 2}, {.column = 3}, {.column = 4}};
     sc_range range = {0, start, end};
-    sc_scan_options options = {.ranges = &range,
-                               .range_count = 1,
-                               .min_timestamp = INT64_MIN,
-                               .max_timestamp = INT64_MAX,
-                               .limit = -1,
-                               .verify = true};
+    sc_scan_options options = scan_options(&range, committed);
     sc_scan *scan;
     sc_batch batch;
     sc_rows rows;
@@ -116,9 +148,12 @@ static int64_t read_range(sc_topic *topic, int64_t start, int64_t end, sc_error 
         if (sc_batch_export(&batch, columns, SC_COLUMNS, &exported, &array, error) == SC_OK)
             array.release(&array);
         (void)sc_batch_rows(&batch, &rows, error);
+        narrow(batch);
         count += batch.row_count;
     }
     sc_scan_free(scan);
+    if (code == SC_END)
+        check_count(topic, &range, committed, count);
     error->code = code == SC_END ? SC_OK : code;
     return count;
 }
@@ -135,9 +170,11 @@ static int look_around(sc_topic *topic, sc_partition_info *info)
     }
     CHECK(info->start_offset >= 0 && info->end_offset >= info->start_offset);
     CHECK(info->durable_offset <= info->end_offset);
+    CHECK(info->stable_offset >= 0 && info->stable_offset <= info->end_offset);
     for (int64_t n = 0; sc_partition_segment(topic, 0, n, &segment, &error) == SC_OK; n++)
         CHECK(n < 4);
-    read_range(topic, info->start_offset, info->end_offset, &error);
+    (void)read_range(topic, info->start_offset, info->stable_offset, true, &error);
+    (void)read_range(topic, info->start_offset, info->end_offset, false, &error);
     bool damaged = error.code != SC_OK;
     CHECK_OK(sc_partition_verify(topic, 0, ignore_problem, NULL, &problems, &error), error);
     CHECK(problems > 0 || !damaged); /* verify finds what stops a scan */
@@ -153,11 +190,36 @@ static int append_three(sc_topic *topic, int64_t *end, sc_error *error)
     return sc_partition_append(topic, 0, &append, &first, end, error);
 }
 
-static void check_writing(bool typed)
+/* What the log says of producers is taken over at the first one: it may refuse, and nothing more. */
+static int64_t append_transaction(sc_topic *topic, int64_t end)
+{
+    sc_batch_input input = {.count = 2, .timestamp = 3};
+    sc_append append = {.batches = &input,
+                        .batch_count = 1,
+                        .schema_version = 1,
+                        .generation = GENERATION,
+                        .expected_offset = -1,
+                        .producer = {9, 3, 0},
+                        .transactional = true};
+    sc_marker marker = {.producer_id = 9, .epoch = 3, .commit = true};
+    sc_error error;
+    int64_t first, marked;
+    int code = end > INT64_MAX - 16 ? SC_RANGE : sc_partition_append(topic, 0, &append, &first, &end, &error);
+    if (code != SC_OK) {
+        CHECK(code == SC_FENCED || code == SC_SEQUENCE || code == SC_INVALID || code == SC_RANGE);
+        return end;
+    }
+    CHECK_OK(sc_partition_append_marker(topic, 0, &marker, &marked, &error), error);
+    CHECK_EQ(marked, end);
+    CHECK_EQ(read_range(topic, first, end, false, &error), first + 2 == end ? 2 : 0);
+    return end + 1;
+}
+
+static void check_writing(bool typed, bool producers)
 {
     sc_partition_info info, again;
     sc_error error;
-    int64_t end = 0;
+    int64_t end = 0, last = 0;
     sc_topic *topic = open_log(true, typed);
     int code = look_around(topic, &info);
     if (code != SC_OK) {
@@ -169,14 +231,15 @@ static void check_writing(bool typed)
     CHECK(code == SC_OK || (code == SC_RANGE && info.end_offset > INT64_MAX - 3));
     if (code == SC_OK) {
         CHECK_EQ(end, info.end_offset + 3);
-        CHECK_EQ(read_range(topic, end - 3, end, &error), 3);
+        CHECK_EQ(read_range(topic, end - 3, end, false, &error), 3);
+        last = producers ? append_transaction(topic, end) : end;
     }
     topic_close(topic);
     topic = open_log(true, typed);
     CHECK_EQ(look_around(topic, &again), SC_OK);
-    CHECK_EQ(again.end_offset, code == SC_OK ? end : info.end_offset);
+    CHECK_EQ(again.end_offset, code == SC_OK ? last : info.end_offset);
     if (code == SC_OK)
-        CHECK_EQ(read_range(topic, end - 3, end, &error), 3);
+        CHECK_EQ(read_range(topic, end - 3, end, false, &error), 3);
     topic_close(topic);
 }
 
@@ -196,6 +259,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     sc_topic *reader = open_log(false, typed);
     (void)look_around(reader, &info);
     topic_close(reader);
-    check_writing(typed);
+    check_writing(typed, data[0] & 64);
     return 0;
 }

@@ -7,6 +7,7 @@
 #include "journal.h"
 #include "memory_batch.h"
 #include "random_array.h"
+#include "send_batch.h"
 #include "small_journal.h"
 #include "transaction_log.h"
 
@@ -105,6 +106,69 @@ static void make_segments(void)
     write_seed("segment", "empty", options, marker, 0);
     free(data);
     folder_remove(path);
+}
+
+/* A day of events as an application keeps them: JSON with a key and headers, a few to a batch. */
+static void append_events(sc_topic *topic, int batches)
+{
+    sc_send_room room = {.limit = 1 << 20};
+    sc_send_batch *batch = sc_send_batch_new(&room);
+    sc_send_arrays arrays;
+    sc_batch_input input;
+    sc_error error;
+    int64_t first, end;
+    CHECK(batch != NULL);
+    random_seed(11);
+    for (int i = 0; i < batches; i++) {
+        char keys[8][24], values[8][160];
+        sc_send_header headers[2] = {{{(const uint8_t *)"content-type", 12}, {(const uint8_t *)"application/json", 16}},
+                                     {{(const uint8_t *)"trace", 5}, {NULL, 0}}};
+        sc_send_batch_clear(batch);
+        for (int row = 0; row < 1 + i % 6; row++) {
+            int key = snprintf(keys[row], sizeof keys[row], "us7000%04x", random_below(60));
+            int value = snprintf(values[row], sizeof values[row],
+                                 "{\"magnitude\":%u.%u,\"depth_km\":%u,\"place\":\"%u km SSW of Town %u\",\"felt\":%s}",
+                                 random_below(8), random_below(10), random_below(700), random_below(200),
+                                 random_below(40), random_below(3) == 0 ? "true" : "null");
+            sc_send_record record = {.key = {(uint8_t *)keys[row], key},
+                                     .value = {random_below(9) == 0 ? NULL : (uint8_t *)values[row], value},
+                                     .headers = headers,
+                                     .header_count = (int32_t)random_below(3)};
+            record.value.size = record.value.data == NULL ? 0 : value;
+            CHECK(sc_send_batch_reserve(batch, &room, &record) == SC_OK);
+            sc_send_batch_put(batch, &room, &record, FIRST_TIME + i * 1000 + row * 7);
+        }
+        sc_send_batch_input(batch, false, &arrays, &input);
+        sc_append append = {.batches = &input,
+                            .batch_count = 1,
+                            .schema_version = 1,
+                            .generation = GENERATION,
+                            .expected_offset = -1,
+                            .durable = i == batches / 2};
+        CHECK_OK(sc_partition_append(topic, 0, &append, &first, &end, &error), error);
+    }
+    sc_send_batch_free(batch, &room);
+}
+
+static void make_events(void)
+{
+    for (int batches = 2; batches <= 6; batches += 2) {
+        char path[FOLDER_MAX], file[FILE_MAX], name[40];
+        int64_t size;
+        folder_make(path);
+        sc_topic *topic = topic_open(path, true);
+        append_events(topic, batches);
+        topic_close(topic);
+        segment_file(file, path, 0, 0);
+        int64_t end = found_end(file);
+        uint8_t *data = file_read(file, &size), options[FUZZ_OPTIONS] = {(uint8_t)(batches == 4 ? 65 : 64)};
+        snprintf(name, sizeof name, "events-%d", batches);
+        write_seed("segment", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE);
+        options[0] = (uint8_t)(batches / 2 % 3);
+        write_seed("rewrite", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE);
+        free(data);
+        folder_remove(path);
+    }
 }
 
 static void make_indexes(void)
@@ -217,7 +281,7 @@ static void make_rewrites(void)
                                              4};
             snprintf(name, sizeof name, "rewrite-%d-%02d", rewritten, flags);
             write_seed("rewrite", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE);
-            options[0] = (uint8_t)(flags & 7);
+            options[0] = (uint8_t)((flags & 3) | (flags & 4 ? 64 : 0));
             if (flags < 8)
                 write_seed("segment", name, options, data + SCHEMA_SIZE, end - SCHEMA_SIZE + 64);
         }
@@ -254,6 +318,7 @@ int main(int argc, char **argv)
     make_batches();
     make_compressed_metadata();
     make_segments();
+    make_events();
     make_indexes();
     make_arrows();
     make_snapshots();
