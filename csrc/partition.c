@@ -569,6 +569,21 @@ static int measure(sc_partition *partition, const sc_tail *tail, sc_partition_in
     return SC_OK;
 }
 
+int sc_partition_rewrites(sc_topic *topic, uint32_t number, uint32_t *rewrites, sc_error *error)
+{
+    sc_partition *partition;
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK) {
+        sc_state *state = &topic->state;
+        *rewrites = sc_state_has_slot(state, number) ? atomic_load(&sc_state_slot(state, number)->rewrites) : 0;
+    }
+    sc_topic_leave(topic);
+    return code;
+}
+
 int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_partition_info *info, sc_error *error)
 {
     sc_partition *partition;

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamcore import _core
-from streamcore.errors import OffsetOutOfRangeError
+from streamcore.errors import OffsetOutOfRangeError, StreamcoreError
 from streamcore.rewriting import BATCH_BYTES, Pace, Rewritten, arrow_of, rewrite_arrow
 from streamcore.schema import RECORD_COLUMNS
 
@@ -310,19 +310,25 @@ class _ArrowMarks:
 # ---- what is latest --------------------------------------------------------------------------------------------
 
 
-def _while_records_go(read: Callable[[], _Result]) -> _Result:
-    """Reads again when records were deleted meanwhile."""
+def _at_one_moment(topic: Topic, partition: int, read: Callable[[], _Result]) -> _Result:
+    """Reads again when records were deleted or segments replaced meanwhile.
+
+    Who reads up to an offset may miss a record that compaction drops because of one behind that offset.
+    """
     for _ in range(_RETRIES):
+        rewrites = topic.rewrites(partition)
         try:
-            return read()
+            found = read()
         except OffsetOutOfRangeError:
             continue
-    return read()
+        if topic.rewrites(partition) == rewrites:
+            return found
+    raise StreamcoreError(f"{topic.name}/{partition} was rewritten again and again while it was read")
 
 
 def latest(topic: Topic, key: bytes, partition: int) -> _core.Record | None:
     """The latest record of a key in a partition; None when there is none, or it is a tombstone."""
-    return _while_records_go(lambda: _latest(topic, key, partition))
+    return _at_one_moment(topic, partition, lambda: _latest(topic, key, partition))
 
 
 def _latest(topic: Topic, key: bytes, partition: int) -> _core.Record | None:
@@ -339,8 +345,8 @@ def _latest(topic: Topic, key: bytes, partition: int) -> _core.Record | None:
             if len(matches):
                 found = matches[-1].as_py()
         if found is not None:
-            [record] = topic.scan(partition, found, found + 1)
-            return None if record.value is None else record
+            record = next(iter(topic.scan(partition, found, found + 1)), None)  # None: it is dropped by now
+            return None if record is None or record.value is None else record
     return None
 
 
@@ -350,22 +356,35 @@ def table(topic: Topic, partitions: Iterable[int], columns: list[str] | None) ->
     empty = topic.scan(columns=names, limit=0).to_arrow()
     parts = []
     for partition in partitions:
-        parts += _while_records_go(partial(_latest_of_all, topic, partition, names))
+        keys = _Latest(topic, partition)
+        parts += _at_one_moment(topic, partition, partial(keys.read, names))
     return pa.Table.from_batches(parts, schema=empty.schema)
 
 
-def _latest_of_all(topic: Topic, partition: int, names: list[str]) -> list[pa.RecordBatch]:
-    [(_, start, end)] = topic.scan(partition).ranges
-    keys = _core.KeyMap(0, os.urandom(16))
-    for batch in topic.scan(partition, start, end, columns=["offset", "key"]).batches():
-        keys.put(batch.column(1), batch.column(0).to_numpy(), start, end)
-    extra = [name for name in ("offset", "key", "value") if name not in names]
-    found = []
-    for batch in topic.scan(partition, start, end, columns=[*names, *extra]).batches():
-        newest = np.empty(batch.num_rows, np.int64)
-        keys.latest(batch.column("key"), newest)
-        wanted = (newest == batch.column("offset").to_numpy()) & np.asarray(pc.is_valid(batch.column("value")))
-        kept = batch.select(names).filter(pa.array(wanted))
-        if kept.num_rows:
-            found.append(kept)
-    return found
+class _Latest:
+    """The offsets of the latest record of each key of a partition, up to `end`."""
+
+    def __init__(self, topic: Topic, partition: int) -> None:
+        self._topic = topic
+        self._partition = partition
+        self._keys = _core.KeyMap(0, os.urandom(16))
+        self._end = 0
+
+    def read(self, names: list[str]) -> list[pa.RecordBatch]:
+        """The latest records. Called again, it reads only new keys: what was dropped meanwhile has a later record."""
+        topic, partition = self._topic, self._partition
+        [(_, start, end)] = topic.scan(partition).ranges
+        first = max(start, self._end)
+        for batch in topic.scan(partition, first, end, columns=["offset", "key"]).batches():
+            self._keys.put(batch.column(1), batch.column(0).to_numpy(), first, end)
+        self._end = end
+        extra = [name for name in ("offset", "key", "value") if name not in names]
+        found = []
+        for batch in topic.scan(partition, start, end, columns=[*names, *extra]).batches():
+            newest = np.empty(batch.num_rows, np.int64)
+            self._keys.latest(batch.column("key"), newest)
+            wanted = (newest == batch.column("offset").to_numpy()) & np.asarray(pc.is_valid(batch.column("value")))
+            kept = batch.select(names).filter(pa.array(wanted))
+            if kept.num_rows:
+                found.append(kept)
+        return found

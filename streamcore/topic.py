@@ -319,6 +319,10 @@ class Topic:
             self._handle.check_partition(partition)
         return compaction.table(self, range(self._handle.row.partitions) if partition is None else [partition], columns)
 
+    def rewrites(self, partition: int) -> int:
+        """Another number whenever a segment of the partition was replaced, by whichever process."""
+        return self._handle.call(lambda: self._handle.open().rewrites(partition))
+
     def rewritable(self, partition: int) -> list[Segment]:
         """The segments that are sealed, with others behind them; called by what rewrites them."""
         return self.segments(partition)[:-1]

@@ -505,6 +505,59 @@ def test_a_deleted_topic_ends_a_waiting_consumer_with_an_error(store: sc.Store, 
         timer.join()
 
 
+@pytest.mark.parametrize("group", [None, "g"])
+@pytest.mark.parametrize("arrow", [False, True])
+def test_a_pattern_passes_over_topics_that_are_deleted_at_any_moment(
+    group: str | None, arrow: bool, store: sc.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two steps of a consumer, from looking the topic up to reading its records."""
+    steps = 0
+    fatal = 1
+    other = sc.open(store.path, maintenance=False)
+    doomed: list[str] = []
+
+    def step(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def method(*arguments: Any, **settings: Any) -> Any:
+            nonlocal steps
+            result = real(*arguments, **settings)
+            steps += 1
+            if steps == fatal and doomed:
+                other.delete_topic(doomed.pop())
+            return result
+
+        monkeypatch.setattr(owner, name, method)
+
+    store.create_topic("short-kept").append([b"kept"])
+    for owner, name in (
+        (type(store), "topics"),
+        (type(store), "topic_with_id"),
+        (sc.Topic, "bounds"),
+        (sc.Topic, "scan"),
+    ):
+        step(owner, name)
+    died = 0
+    while died == fatal - 1:  # until it lives through all of them
+        doomed.append("short-doomed")
+        other.create_topic("short-doomed").append([b"doomed"])
+        if group is not None and fatal > 1:
+            store.group(group).delete()
+        steps = 0
+        with store.consumer("short-*", group=group, member_timeout_ms=60_000) as consumer:
+            found: list[bytes] = []
+            while b"kept" not in found:
+                records = consumer.poll_arrow(100) if arrow else consumer.poll(100)
+                found += records["value"].to_pylist() if arrow else [record.value for record in records]
+        assert sorted(found) in ([b"kept"], [b"doomed", b"kept"])
+        died += not doomed
+        if doomed:
+            other.delete_topic(doomed.pop())
+        fatal += 1
+    assert died > 3
+    other.close()
+
+
 def test_closing_the_store_closes_its_consumers_and_ends_their_waits(store_path: Path) -> None:
     store = sc.open(store_path)
     store.create_topic("clicks")

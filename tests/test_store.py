@@ -501,6 +501,29 @@ def test_a_handle_of_a_deleted_topic_says_that_it_was_deleted(store: sc.Store) -
             use()
 
 
+def test_what_is_open_of_topics_that_others_delete_is_let_go(store: sc.Store) -> None:
+    kept = store.create_topic("kept")
+    with sc.open(store.path, maintenance=False) as other:
+        for n in range(12):
+            name = f"short-{n}"
+            other.create_topic(name).append([b"x"])
+            topic = weakref.ref(store.topic(name))
+            assert [record.value for record in store.topic(name).scan()] == [b"x"]
+            if n % 2:
+                reader = iter(store.topic(name).scan())
+                other.delete_topic(name)
+                assert [topic.name for topic in store.topics()] == ["kept"]
+                assert [record.value for record in reader] == [b"x"]  # who reads it keeps it
+                del reader
+            else:
+                other.delete_topic(name)
+                with pytest.raises(sc.TopicNotFoundError):
+                    store.topic_by_id(topic().id).append([b"y"])  # type: ignore[union-attr]
+            gc.collect()
+            assert topic() is None
+    assert store.topic("kept") is kept
+
+
 def test_a_topic_made_anew_shares_nothing_with_the_deleted_one(store: sc.Store) -> None:
     first = store.create_topic("clicks", retention_ms=7)
     first.append([b"old"])

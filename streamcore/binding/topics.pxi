@@ -148,6 +148,13 @@ cdef class Topic:
         return (info.start_offset, info.end_offset, info.durable_offset, info.size_bytes, info.stable_offset,
                 info.segment_count)
 
+    def rewrites(self, uint32_t partition):
+        """Another number whenever a segment of the partition was replaced."""
+        cdef sc_error error
+        cdef uint32_t found
+        check(sc_partition_rewrites(self.ptr, partition, &found, &error), &error)
+        return found
+
     def counters(self):
         """What was done through this handle, by name; the two histograms are lists (see sc_counters)."""
         cdef sc_counters found

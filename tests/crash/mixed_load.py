@@ -6,7 +6,7 @@
 | ledger | lists of bytes, one durable call to all partitions: the journal | by size |
 | typed | Arrow tables, zstd | by time |
 | events | the native producer | by size |
-| orders, table | transactions; table is compacted | by size; each key |
+| orders, table | transactions; table is compacted | by size; by time, and of each key the latest |
 | copies | members of a group, in transactions with their offsets, each event once | by size |
 | noted | members of a group, each event at least once | by time |
 | short-... | made and deleted all the time | |
@@ -42,6 +42,7 @@ EXACT, AUDIT = "exact", "audit"
 MEMBER_TIMEOUT_MS = 700
 RETENTION_MS = 6_000
 RETENTION_BYTES = 3 << 17
+TABLE_RETENTION_MS = 60_000  # of a key there is a new record every second or two
 SEGMENT_BYTES = 1 << 16
 LAG_MAX = 800  # records of a partition, far less than what is kept of it
 KEYS = 64
@@ -60,7 +61,10 @@ def make_store(store_path: Path) -> None:
         store.create_topic(LEDGER, partitions=8, durability="disk", **by_size)
         store.create_topic(EVENTS, partitions=4, **by_size)
         store.create_topic(ORDERS, partitions=2, **by_size)
-        store.create_topic(TABLE, partitions=2, cleanup="compact", segment_bytes=1 << 16, delete_retention_ms=2000)
+        store.create_topic(
+            TABLE, partitions=2, cleanup="compact,delete", retention_ms=TABLE_RETENTION_MS, segment_bytes=1 << 16,
+            delete_retention_ms=2000,
+        )  # fmt: skip
         store.create_topic(COPIES, partitions=4, **by_size)
         store.create_topic(NOTED, partitions=4, compression="lz4", **by_time)
         for group in (EXACT, AUDIT):
@@ -521,7 +525,9 @@ def maintain(channel: Channel, store_path: str, acks: str, writer: int, seed: in
                         channel.send("DONE", run.task, what, count)
             if writer % 2:
                 table = store.topic(TABLE)
-                for task in (table.roll, table.compact, store.topic(PLAIN).consolidate):
+                if worker.chance.random() < 0.1:
+                    table.roll()
+                for task in (table.compact, store.topic(PLAIN).consolidate):
                     with contextlib.suppress(sc.OffsetOutOfRangeError):
                         task()
 
