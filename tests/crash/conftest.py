@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from .controls import TABLE
 from .forkserver import ForkServer, fork_server
 from .mounts import Mount
 
@@ -35,7 +36,9 @@ def figures() -> collections.Counter[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how many processes were killed and in what state they left their logs."""
+    """Says how many processes were killed and in what state they left their logs, and what caught which bug."""
+    for line in TABLE:
+        terminalreporter.write_line(line)
     if FIGURES:
         shown = ", ".join(f"{name}: {count}" for name, count in sorted(FIGURES.items()))
         terminalreporter.write_line(f"crash tests: {shown}")

@@ -1,0 +1,235 @@
+"""Which test must catch which deliberate bug, and how that is tried.
+
+csrc/control.h has the bugs of C, python_controls.py those of Python. A bug has one test here, the smallest that is
+about it; others may catch it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .python_controls import PYTHON_BUGS
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "controls"
+HANG_S = 10.0
+DEADLINE_S = 120.0
+_BUG = re.compile(r"BUG\((\w+)\)\s*/\*\s*(.*?)\s*\*/")
+
+# "flush::test_…" is of csrc/tests/test_flush.c, "tests/…::test_…" of pytest.
+CAUGHT_BY = {
+    # appends
+    "acknowledge_before_sync": "flush::test_a_durable_append_is_synced_when_it_returns",
+    "end_published_before_bytes": "append::test_a_large_append_whose_write_fails_is_not_there_and_is_cleared",
+    "first_opening_not_last": "threads::test_a_live_file_never_shows_half_an_append",
+    "expected_offset_ignored": "append::test_expected_generation_and_schema_are_checked",
+    "unfinished_append_left": "processes::test_an_append_that_was_killed_is_cleared_by_the_next_one",
+    "space_not_reserved": "append::test_no_batch_lies_across_a_length_that_the_file_had",
+    "roll_leaks_descriptor": "append::test_many_partitions_do_not_use_up_the_descriptors",
+    # locks and published state
+    "partition_not_locked": "processes::test_concurrent_appends_of_processes_lose_and_mix_nothing",
+    "lock_outlives_its_process": "processes::test_a_child_does_not_inherit_locks",
+    "stale_state_believed": "state::test_the_file_is_believed_only_while_a_writer_has_it_open",
+    "tail_read_torn": "state::test_a_tail_is_not_torn_where_its_reader_is_interrupted",
+    "boot_of_others_overwritten": (
+        "recover_power::test_a_session_that_did_not_touch_a_partition_does_not_hide_the_power_loss"
+    ),
+    # syncs
+    "folder_not_synced": "flush::test_a_flush_syncs_every_file_and_name",
+    "sealed_segment_not_synced": "flush::test_a_flush_after_a_roll_covers_all_of_the_sealed_segment",
+    "failed_sync_retried": "flush::test_a_failed_sync_poisons_the_partition_until_all_have_closed",
+    "durable_beyond_sync": "flush::test_all_that_come_while_a_sync_runs_share_the_next_one",
+    "waiters_covered_too_early": "flush::test_the_next_sync_begins_before_the_covered_are_woken",
+    "group_commit_forgets_waiter": "flush::test_all_that_come_while_a_sync_runs_share_the_next_one",
+    "sealed_file_cut_too_far": "recover::test_a_log_that_was_never_closed_is_found_whole",
+    # recovery
+    "tail_not_checked": "recover_power::test_damage_in_what_was_not_synced_cuts_the_log_there",
+    "power_loss_not_noticed": "recover_power::test_sectors_that_never_reached_the_drive_cut_the_log_there",
+    "damage_cut_as_torn_tail": "recover::test_damage_in_the_middle_stays_and_is_reported_with_its_place",
+    "half_append_kept": "recover::test_part_of_an_append_of_several_batches_is_not_kept",
+    "tail_not_cleared": "recover::test_a_torn_end_is_cut_and_leaves_zeros",
+    "cut_not_synced": "recover_power::test_what_was_cut_is_synced_away_before_the_log_goes_on",
+    "lost_segment_kept": "recover_power::test_a_cut_takes_the_later_segments_with_it",
+    # checksums, mapped reads, replaced files
+    "batch_checksum_ignored": "verify::test_each_kind_of_damage_is_found_with_its_place",
+    "header_checksum_ignored": "batch::test_flips_in_frame_and_header_are_detected_without_reading_the_body",
+    "fault_not_caught": "segment::test_reads_behind_a_file_that_was_cut_are_errors",
+    "replaced_file_not_noticed": "replaced::test_so_does_a_handle_that_may_write",
+    "rewrites_not_counted": "rewrite::test_a_process_that_knows_the_old_file_spoils_no_index",
+    # the index
+    "index_entry_believed": "index::test_an_entry_that_leads_too_far_is_found_out",
+    "index_of_another_believed": "tests/test_scan.py::test_a_damaged_or_foreign_index_is_a_hint_and_no_more",
+    "wrong_time_bound": "index::test_the_times_of_a_sealed_segment_are_those_of_all_its_batches",
+    "old_index_kept": "rewrite::test_an_index_of_the_old_file_would_mislead",
+    # the journal
+    "journal_not_synced": "journal::test_many_partitions_of_many_topics_share_one_sync",
+    "checkpoint_syncs_nothing": "journal::test_a_checkpoint_syncs_each_segment_once",
+    "replay_skips_last_record": "journal::test_what_only_the_journal_had_comes_back",
+    "replay_not_synced": "journal::test_what_was_replayed_is_synced_before_the_journal_is_emptied",
+    "replay_without_anchor": "journal::test_damage_below_what_was_synced_is_reported_and_the_rest_comes_back",
+    "emptied_journal_replayed": "journal::test_records_of_an_emptied_journal_do_not_count",
+    # producers and transactions
+    "duplicate_not_recognised": "producer_state::test_the_last_five_appends_of_a_producer_are_known_again",
+    "sequence_gap_accepted": "producer_state::test_the_last_five_appends_of_a_producer_are_known_again",
+    "fenced_producer_accepted": (
+        "producer_state::test_a_fencing_marker_is_written_where_nothing_is_open_and_keeps_zombies_out"
+    ),
+    "snapshot_of_cut_log_believed": "producer_state::test_a_snapshot_of_a_log_that_was_cut_is_not_believed",
+    "stable_beyond_open": "producer_state::test_an_open_transaction_holds_the_stable_offset_until_its_marker",
+    "aborted_records_shown": "producer_state::test_logs_of_transactions_equal_a_model",
+    "undecided_records_shown": (
+        "producer_state::test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_offset"
+    ),
+    "abort_marker_commits": "producer_state::test_logs_of_transactions_equal_a_model",
+    # retention, compaction, consolidation
+    "unlinked_before_noted": "retain::test_no_file_goes_before_the_drive_has_the_new_start",
+    "start_offset_forgotten": "retain::test_the_start_survives_a_process_that_dies",
+    "newest_of_key_dropped": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
+    "older_of_key_kept": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
+    "tombstone_dropped_too_early": (
+        "tests/test_compaction.py::test_tombstones_stay_as_long_as_is_set_and_nothing_comes_back"
+    ),
+    "row_lost_at_batch_border": "rewrite::test_scans_of_sparse_batches_find_any_bounds",
+    "rewritten_not_synced": (
+        "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told"
+    ),
+    "rewrite_undeletes": "rewrite::test_what_was_deleted_meanwhile_does_not_come_back",
+    "dropped_producers_forgotten": "rewrite::test_what_dropped_headers_said_of_producers_is_kept_however_often",
+    # waiting
+    "wake_up_lost": "wait::test_what_comes_between_looking_and_sleeping_ends_the_sleep",
+    "sleep_not_announced": "wait::test_an_append_makes_no_wake_up_call_when_nobody_sleeps",
+    "bell_not_rung": "wait::test_a_reader_that_waits_is_woken_by_a_call",
+    # Arrow
+    "arrow_offsets_not_checked": "encode::test_offsets_that_go_back_or_begin_below_zero_are_refused",
+    "arrow_views_not_checked": "encode::test_views_outside_their_buffers_are_refused",
+    "arrow_shape_not_checked": "encode::test_arrays_of_another_shape_are_refused",
+    "stored_buffers_not_checked": "arrow::test_metadata_that_lies_is_an_error",
+    # Python
+    "commits_run_ahead": "tests/test_groups.py::test_commits_are_where_the_next_member_goes_on",
+    "zombie_commits": "tests/test_groups.py::test_commits_of_a_partition_that_was_given_away_are_fenced",
+    "two_owners": "tests/test_groups.py::test_a_partition_is_read_on_by_its_owner_until_it_gives_it_up",
+    "heartbeats_lost": "tests/test_groups.py::test_a_slow_handler_keeps_its_membership",
+    "partition_left_out": "tests/test_groups.py::test_assignments_are_even_and_move_no_more_than_they_must",
+    "zombie_decides": (
+        "tests/test_transactions.py::test_a_newer_transaction_with_the_same_id_fences_the_older_at_every_call"
+    ),
+    "decision_not_finished": (
+        "tests/test_transactions.py::test_what_was_decided_is_finished_by_who_opens_the_store_next"
+    ),
+    "decision_forgotten_too_early": (
+        "tests/test_transactions.py::test_a_decision_is_kept_until_its_markers_are_durable"
+    ),
+    "offsets_without_their_transaction": (
+        "tests/test_transactions.py::test_offsets_are_committed_with_the_records_or_not_at_all"
+    ),
+    "lost_update_of_settings": (
+        "tests/test_catalog.py::test_a_change_counts_only_on_top_of_the_generation_it_was_made_from"
+    ),
+    "failed_creation_left": "tests/test_catalog.py::test_a_topic_whose_creation_failed_leaves_nothing",
+    "retention_takes_one_too_many": (
+        "tests/test_retention.py::test_the_oldest_segments_go_until_what_is_left_is_just_enough"
+    ),
+}
+HANGS = {"group_commit_forgets_waiter"}  # the test never ends, and whoever runs it stops it
+
+TABLE: list[str] = []  # what was found out, for the summary of the run
+
+
+def bugs() -> dict[str, str]:
+    """All bugs, with what goes wrong."""
+    in_c = _BUG.findall((ROOT / "csrc" / "control.h").read_text())
+    return dict(in_c) | {name: (bug.__doc__ or "").rstrip(".") for name, bug in PYTHON_BUGS.items()}
+
+
+def where(bug: str) -> str:
+    """The files that have it."""
+    if bug in PYTHON_BUGS:
+        return "python_controls.py"
+    use = f"SC_CONTROL({bug})"
+    return ", ".join(path.name for path in sorted((ROOT / "csrc").glob("*.c")) if use in path.read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run of tests ended. code: as subprocess has it; None: it did not end, and was stopped."""
+
+    code: int | None
+    output: str
+    seconds: float
+    in_c: bool
+
+    @property
+    def passed(self) -> bool:
+        """Every test did."""
+        return self.code == 0
+
+    @property
+    def says(self) -> str:
+        """Of a test that failed by what it checks: what it says. Empty when it passed, or fell over something else."""
+        if self.code is None:
+            return "it does not end"
+        if self.in_c and self.code == -signal.SIGABRT:
+            return next((line.split(": failed: ")[1] for line in self.output.splitlines() if ": failed: " in line), "")
+        if self.in_c and self.code in (-signal.SIGBUS, -signal.SIGSEGV):
+            return signal.Signals(-self.code).name
+        if not self.in_c and self.code == 1 and re.search(r"\b\d+ failed", self.output):
+            return next((line[1:].strip() for line in self.output.splitlines() if line.startswith("E  ")), "failed")
+        return ""
+
+
+def _environment(bug: str | None, folder: str) -> dict[str, str]:
+    ours = ("STREAMCORE_CONTROL", "STREAMCORE_PYTHON_CONTROL", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment |= {"PYTHONPATH": str(BUILD / "python"), "PYTHONSAFEPATH": "1", "TMPDIR": folder}
+    if bug is not None:
+        environment["STREAMCORE_PYTHON_CONTROL" if bug in PYTHON_BUGS else "STREAMCORE_CONTROL"] = bug
+    return environment
+
+
+def run(tests: list[str], bug: str | None = None, deadline_s: float = DEADLINE_S) -> Outcome:
+    """Runs tests, all of one C program or all of pytest, in the build with deliberate bugs: with one, or none."""
+    in_c = not tests[0].startswith("tests/")
+    if in_c:
+        program = BUILD / "csrc" / "tests" / f"test_{tests[0].split('::')[0]}"
+        command = [str(program), *(test.split("::")[1] for test in tests)]
+    else:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="controls-", dir=memory if in_c and memory.is_dir() else None)
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(bug, folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # so that what it has forked ends with it
+    )
+    try:
+        output = process.communicate(timeout=deadline_s)[0]
+        code: int | None = process.returncode
+    except subprocess.TimeoutExpired:
+        output, code = "", None
+    finally:
+        _end_group(process)
+        shutil.rmtree(folder, ignore_errors=True)
+    return Outcome(code, output, time.monotonic() - begun, in_c)
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
