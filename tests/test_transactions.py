@@ -411,6 +411,21 @@ def test_offsets_are_committed_with_the_records_or_not_at_all(store: sc.Store, t
     assert values_of(topic) == [b"2"]
 
 
+def test_offsets_of_a_transaction_that_was_fenced_before_its_commit_are_not_stored(
+    store: sc.Store, topic: sc.Topic
+) -> None:
+    consumer = Positions(store)
+    consumer.positions = {(topic.id, 0): 7}
+    old = store.transaction("etl")
+    old.append(topic, [b"1"])
+    old.commit_offsets(consumer)
+    with store.transaction("etl") as new:
+        with pytest.raises(sc.FencedError):
+            old.commit()
+        new.append(topic, [b"2"])
+    assert (consumer.committed(), values_of(topic)) == ({}, [b"2"])
+
+
 @pytest.mark.parametrize("refusal", [sc.GroupError("not a member"), sc.FencedError("generation 3 is over")])
 def test_a_group_that_refuses_the_offsets_aborts_the_transaction(
     store: sc.Store, topic: sc.Topic, refusal: Exception
@@ -684,10 +699,11 @@ def test_a_decision_is_kept_until_its_markers_are_durable(store: sc.Store, topic
         with store.catalog.reading() as connection:
             return int(connection.execute("select count(*) from transaction_decisions").fetchone()[0])
 
-    for _ in range(3):
+    for count in range(1, 40):
         with store.transaction("etl") as transaction:
             transaction.append(topic, [b"1"])
-    assert decisions() >= 1
+        forgotten = count - decisions()
+        assert topic.partitions[0].durable_offset >= 2 * forgotten  # a record and a marker of each
     store.flush()
     store.transaction("etl").abort()
     assert decisions() == 0

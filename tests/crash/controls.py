@@ -120,9 +120,7 @@ CAUGHT_BY = {
     "two_owners": "tests/test_groups.py::test_a_partition_is_read_on_by_its_owner_until_it_gives_it_up",
     "heartbeats_lost": "tests/test_groups.py::test_a_slow_handler_keeps_its_membership",
     "partition_left_out": "tests/test_groups.py::test_assignments_are_even_and_move_no_more_than_they_must",
-    "zombie_decides": (
-        "tests/test_transactions.py::test_a_newer_transaction_with_the_same_id_fences_the_older_at_every_call"
-    ),
+    "zombie_decides": "tests/test_transactions.py::test_the_first_call_of_a_zombie_is_fenced_already",
     "decision_not_finished": (
         "tests/test_transactions.py::test_what_was_decided_is_finished_by_who_opens_the_store_next"
     ),
@@ -130,12 +128,12 @@ CAUGHT_BY = {
         "tests/test_transactions.py::test_a_decision_is_kept_until_its_markers_are_durable"
     ),
     "offsets_without_their_transaction": (
-        "tests/test_transactions.py::test_offsets_are_committed_with_the_records_or_not_at_all"
+        "tests/test_transactions.py::test_offsets_of_a_transaction_that_was_fenced_before_its_commit_are_not_stored"
     ),
     "lost_update_of_settings": (
         "tests/test_catalog.py::test_a_change_counts_only_on_top_of_the_generation_it_was_made_from"
     ),
-    "failed_creation_left": "tests/test_catalog.py::test_a_topic_whose_creation_failed_leaves_nothing",
+    "deleted_topic_stays_in_the_catalog": "tests/test_store.py::test_deleting_a_topic_removes_its_files_and_its_name",
     "retention_takes_one_too_many": (
         "tests/test_retention.py::test_the_oldest_segments_go_until_what_is_left_is_just_enough"
     ),

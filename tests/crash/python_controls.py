@@ -172,8 +172,8 @@ def lost_update_of_settings() -> None:
 
 
 @_bug
-def failed_creation_left() -> None:
-    """A topic whose creation failed stays in the catalog."""
+def deleted_topic_stays_in_the_catalog() -> None:
+    """A topic's files go, its name does not."""
     from streamcore.catalog import Catalog
 
     def remove_nothing(*_: Any) -> bool:
