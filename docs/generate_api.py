@@ -119,7 +119,7 @@ INHERITED = {"Producer": ("send",)}
 # Public only because the package's own classes call each other through them; as is what says "called by".
 PLUMBING = {
     "Producer": {"find_topic", "is_worker", "plan_topic", "raise_failures"},
-    "Store": {"check_open", "consuming"},
+    "Store": {"check_open", "consuming", "forget"},
     "Topic": {
         "append_sealed",
         "durable_target",
