@@ -53,6 +53,7 @@ os.register_at_fork(after_in_child=_renew_opening)
 
 _SHM_BYTES = 32 << 10
 _TYPES = {"text": "'text'", "integer": "'integer'", "real": "'real', 'integer'", "blob": "'blob'"}
+_LOG_HEADER_BYTES = 32
 _ERRNO_OF_CODE = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -259,8 +260,11 @@ class Catalog:
         Where the `-shm` file does not fit the log, which it does while somebody has the catalog open, it is no help.
         """
         log = self.path.with_name(self.path.name + "-wal")
-        if not log.exists() or log.stat().st_size == 0:
+        log_bytes = log.stat().st_size if log.exists() else 0
+        if log_bytes == 0:
             return self._connect(self.path, "mode=ro&immutable=1")
+        if log_bytes <= _LOG_HEADER_BYTES:
+            return self._copied_at_rest()
         if self.path.with_name(self.path.name + "-shm").exists() and self.signature() != self._unusable_log:
             return self._connect(self.path, "mode=ro&readonly_shm=1")
         memory = sqlite3.connect(":memory:")
@@ -269,6 +273,22 @@ class Catalog:
                 shutil.copyfile(file, Path(folder) / file.name)
             with contextlib.closing(self._connect(Path(folder) / self.path.name, "mode=rw")) as copied:
                 copied.backup(memory)
+        return memory
+
+    def _copied_at_rest(self) -> sqlite3.Connection:
+        """Of a log with a header alone. SQLite takes that for one that is being recovered, and waits for its end; so it
+        is, or a crash came behind its first write. Raises OperationalError when somebody writes meanwhile."""
+        before = self.signature()
+        memory = sqlite3.connect(":memory:")
+        try:
+            with contextlib.closing(self._connect(self.path, "mode=ro&immutable=1")) as found:
+                found.backup(memory)
+        except sqlite3.DatabaseError:
+            if self.signature() == before:
+                raise
+        if self.signature() != before:
+            memory.close()
+            raise sqlite3.OperationalError("the catalog is being written to")
         return memory
 
     @staticmethod

@@ -767,7 +767,7 @@ class _Flusher:
 def _prepare_folder(path: Path, mode: Mode) -> None:
     try:
         if mode == "rw":
-            path.mkdir(parents=True, exist_ok=True)
+            _make_folder(path)
             (path / "topics").mkdir(exist_ok=True)
             _sync_folder(path)
         elif not path.is_dir():
@@ -790,6 +790,17 @@ def _finish_deletions(path: Path) -> None:
     """Of topics, by a process that died over it. Not before the catalog has shown that the store is one of ours."""
     for left in (path / "topics").glob(_DELETED_PREFIX + "*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def _make_folder(path: Path) -> None:
+    """The store's folder, and those above it that are missing: their names must last as long as what is in them."""
+    if (path / CATALOG_NAME).exists():
+        return
+    missing = sum(not folder.exists() for folder in path.parents)
+    path.mkdir(parents=True, exist_ok=True)
+    for parent in path.parents[: missing + 1]:
+        with contextlib.suppress(PermissionError):  # it may be written to, and not be read
+            _sync_folder(parent)
 
 
 def _make_topic_folder(store_path: Path, folder: str) -> None:

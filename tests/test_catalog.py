@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sqlite3
 import threading
@@ -258,3 +259,19 @@ def test_a_topic_whose_creation_failed_leaves_nothing(store: sc.Store, monkeypat
     assert list((store.path / "topics").iterdir()) == []
     store.create_topic("clicks").append([b"v"])
     assert store.topic("clicks").scan().count() == 1
+
+
+def test_a_reader_does_not_wait_for_a_log_that_a_crash_left_with_a_header_alone(tmp_path: Path) -> None:
+    """SQLite, reading without writing, takes that for a log that somebody is about to recover, and gives up at last."""
+    left = tmp_path / "left"
+    (left / "topics").mkdir(parents=True)
+    with sc.open(tmp_path / "store") as store:
+        store.set_setting("key", "value")
+    with sc.open(tmp_path / "store") as store:
+        shutil.copyfile(store.catalog.path, left / CATALOG_NAME)
+        store.set_setting("key", "lost")
+        for ending in ("-wal", "-shm"):
+            shutil.copyfile(f"{store.catalog.path}{ending}", left / f"{CATALOG_NAME}{ending}")
+    os.truncate(left / f"{CATALOG_NAME}-wal", 32)
+    with sc.open(left, "r") as store:
+        assert store.get_setting("key") == "value"
