@@ -18,9 +18,10 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from streamcore.config import PARTITIONS_MAX, check_topic_name
 from streamcore.errors import (
@@ -33,6 +34,9 @@ from streamcore.errors import (
 )
 
 CATALOG_NAME = "catalog.sqlite"
+IS_PARTITION = f"between 0 and {PARTITIONS_MAX - 1}"  # in the `sense` of tables
+IS_COUNT = f"between 0 and {1 << 62}"
+IS_TIME = f"between -{1 << 47} and {1 << 47}"  # milliseconds: years that a date can have
 CATALOG_FORMAT = 1
 _BUSY_TIMEOUT_S = 30.0
 _READ_ATTEMPTS = 10
@@ -81,13 +85,16 @@ create table settings (key text primary key, value text not null) without rowid;
 """
 
 
-def _misfits(table: str, columns: list[tuple[str, str, int, int]]) -> str:
-    """A query for a row with a value of another type than its column."""
-    wrong = [
+def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
+    """What is true of a row with a value of another type than its column."""
+    return " or ".join(
         f"typeof({name}) not in ({_TYPES[kind]}" + (")" if required or key else ", 'null')")
         for name, kind, required, key in columns
-    ]
-    return f"select 1 from {table} where {' or '.join(wrong)} limit 1"
+    )
+
+
+def _has_row(connection: sqlite3.Connection, table: str, condition: str) -> bool:
+    return connection.execute(f"select 1 from {table} where {condition} limit 1").fetchone() is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +165,7 @@ class Catalog:
         self._connection: sqlite3.Connection | None = None
         self._durable = True
         self._ensured: set[str] = set()
+        self._checked: set[str] = set()
         self._unusable_log: tuple[int, ...] | None = None
         if writable:
             with _opening:
@@ -295,34 +303,49 @@ class Catalog:
     def _connect(path: Path, options: str) -> sqlite3.Connection:
         return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_BUSY_TIMEOUT_S)
 
-    def ensure_tables(self, statements: str) -> None:
+    def ensure_tables(self, statements: str, sense: Mapping[str, str] = MappingProxyType({})) -> None:
         """Makes the tables of one concept (`create table if not exists …;`) if it can write, once per open store.
 
-        Raises CorruptionError for one that is there and is another, or has values of other types than its columns.
+        Raises CorruptionError as `check_tables`.
         """
         if statements in self._ensured:
             return
-        with self.changing() if self._writable else self.reading() as connection:
-            for statement in statements.split(";\n") if self._writable else ():
-                connection.execute(statement)
-            self._check_tables(connection, statements)
-        self._ensured.add(statements)
+        if self._writable:
+            with self.changing() as connection:
+                for statement in statements.split(";\n"):
+                    connection.execute(statement)
+            self._ensured.add(statements)
+        self.check_tables(statements, sense)
 
-    def _check_tables(self, connection: sqlite3.Connection, statements: str) -> None:
-        """SQLite takes any value in any column, and whoever can write the file could make a table of that name."""
+    def check_tables(self, statements: str, sense: Mapping[str, str]) -> None:
+        """Looks at what is there of the tables of one concept, once per open store.
+
+        sense: by table, what SQL says is true of each of its rows. Raises CorruptionError for a table that is not made
+        by the statements, and for a row whose values are of other types than its columns, or make no sense: SQLite
+        takes any value in any column, and what comes out of them goes into the core.
+        """
+        if statements in self._checked:
+            return
         columns = 'select name, lower(type), "notnull", pk from pragma_table_info(?)'
-        with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        complete = True
+        with self.reading() as connection, contextlib.closing(sqlite3.connect(":memory:")) as model:
             model.executescript(statements)
             tables = model.execute("select name from sqlite_schema where type = 'table' and name not like 'sqlite_%'")
             for (table,) in tables.fetchall():
                 wanted = model.execute(columns, (table,)).fetchall()
                 found = connection.execute(columns, (table,)).fetchall()
+                complete = complete and bool(found)
                 if found and found != wanted:
                     raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
-                if found and connection.execute(_misfits(table, wanted)).fetchone():
-                    raise CorruptionError(
-                        f"the catalog's table {table} has a value of another type than its column", str(self.path)
-                    )
+                if found and _has_row(connection, table, _misfits(wanted)):
+                    self._fail_row(table)
+                if found and table in sense and _has_row(connection, table, f"({sense[table]}) is not true"):
+                    self._fail_row(table)
+        if complete:
+            self._checked.add(statements)
+
+    def _fail_row(self, table: str) -> NoReturn:
+        raise CorruptionError(f"the catalog's table {table} has a row that no streamcore has written", str(self.path))
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamcore import _core
+from streamcore.catalog import IS_COUNT, IS_PARTITION
 from streamcore.errors import OffsetOutOfRangeError, StreamcoreError
 from streamcore.rewriting import BATCH_BYTES, Pace, Rewritten, arrow_of, rewrite_arrow
 from streamcore.schema import RECORD_COLUMNS
@@ -45,6 +46,11 @@ create table if not exists compaction (
   primary key (topic_id, partition)
 ) without rowid
 """
+
+_SENSE = {
+    "compaction": f"partition {IS_PARTITION} and clean_offset {IS_COUNT} "
+    f"and coalesce(oldest_tombstone_ms between -{1 << 62} and {1 << 62}, true)"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +80,7 @@ class _Clean:
 
 
 def _read_clean(catalog: Catalog, topic_id: str, partition: int) -> _Clean:
-    catalog.ensure_tables(_TABLES)
+    catalog.ensure_tables(_TABLES, _SENSE)
     with catalog.reading() as connection:
         row = connection.execute(
             "select clean_offset, oldest_tombstone_ms from compaction where topic_id = ? and partition = ?",

@@ -33,8 +33,9 @@ import numpy as np
 
 from streamcore import _core
 from streamcore.assignment import Key, assign
+from streamcore.catalog import IS_COUNT, IS_PARTITION, IS_TIME
 from streamcore.columns import microseconds
-from streamcore.errors import FencedError, GroupError, OffsetOutOfRangeError
+from streamcore.errors import CorruptionError, FencedError, GroupError, OffsetOutOfRangeError
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
@@ -89,6 +90,15 @@ create table if not exists group_offsets (
   primary key (group_name, topic_id, partition)
 ) without rowid;
 """
+
+SENSE = {
+    "consumer_groups": f"generation {IS_COUNT} and revision {IS_COUNT} and json_type(layout) = 'object' "
+    f"and coalesce(emptied_ms {IS_TIME}, true)",
+    "group_members": f"timeout_ms {IS_COUNT} and json_type(subscription) = 'array' and json_array_length(subscription) "
+    "and not exists (select 1 from json_each(subscription) where type <> 'text')",
+    "group_partitions": f"partition {IS_PARTITION} and since {IS_COUNT}",
+    "group_offsets": f"partition {IS_PARTITION} and position {IS_COUNT} and committed_ms {IS_TIME}",
+}
 
 
 class TopicPartition(NamedTuple):
@@ -227,7 +237,12 @@ def _layout_of(connection: sqlite3.Connection, group: str) -> tuple[dict[str, se
     rows = connection.execute("select id, subscription from group_members where group_name = ?", (group,))
     for member, subscription in rows.fetchall():
         if subscription not in matched:
-            matched[subscription] = matching(json.loads(subscription), topics)
+            try:
+                matched[subscription] = matching(json.loads(subscription), topics)
+            except re.error as error:  # which `subscribe` refuses
+                raise CorruptionError(
+                    f"group {group!r} has a member that asks for what is no pattern: {error}"
+                ) from None
         wanted[member] = {topics[name][0] for name in matched[subscription]}
     counts = dict(topics.values())
     return wanted, {topic_id: counts[topic_id] for topic_id in sorted(set().union(*wanted.values()))}
@@ -501,7 +516,7 @@ def expire_offsets(catalog: Catalog, retention_ms: int | None = None) -> int:
     if retention_ms is None:
         setting = catalog.setting(OFFSETS_RETENTION_SETTING)
         retention_ms = OFFSETS_RETENTION_MS if setting is None else int(setting)
-    catalog.ensure_tables(TABLES)
+    catalog.ensure_tables(TABLES, SENSE)
     expired = 0
     with catalog.changing(durable=False) as connection:
         for (name,) in connection.execute("select name from consumer_groups").fetchall():
@@ -635,6 +650,9 @@ class Group:
             if key.topic not in ends:
                 topic = self._store.topic(key.topic)
                 ends[key.topic] = topic.bounds(range(topic.partition_count))
+            if key.partition not in ends[key.topic]:
+                gone = f"group {self.name!r} has committed an offset of {key.topic} {key.partition}, which is not there"
+                raise CorruptionError(gone, str(self._store.catalog.path))
             found[key] = max(0, ends[key.topic][key.partition][2] - offset)
         return found
 
@@ -676,7 +694,7 @@ class Group:
     @contextlib.contextmanager
     def _changing_without_members(self, what: str) -> Iterator[sqlite3.Connection]:
         catalog = self._store.catalog
-        catalog.ensure_tables(TABLES)
+        catalog.ensure_tables(TABLES, SENSE)
         with catalog.changing() as connection:
             if not _exists(connection, self.name):
                 raise GroupError(missing(self.name, _names(connection)))
@@ -696,6 +714,7 @@ class Group:
 @contextlib.contextmanager
 def reading(catalog: Catalog) -> Iterator[sqlite3.Connection | None]:
     """The catalog at one moment, for queries about groups; None when it knows nothing of groups yet."""
+    catalog.check_tables(TABLES, SENSE)
     with catalog.at_one_moment() as connection:
         known = connection.execute("select 1 from sqlite_schema where name = 'group_offsets'").fetchone()
         yield connection if known else None
@@ -713,7 +732,7 @@ def group_names(catalog: Catalog) -> list[str]:
 
 def make_group(catalog: Catalog, name: str) -> None:
     """Makes a group without members, when there is none of that name."""
-    catalog.ensure_tables(TABLES)
+    catalog.ensure_tables(TABLES, SENSE)
     with catalog.changing() as connection:
         connection.execute("insert or ignore into consumer_groups values (?, 0, 0, '{}', ?)", (name, _wall_ms()))
 

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from streamcore.catalog import IS_COUNT, IS_TIME
 from streamcore.errors import StorageError, StreamcoreError, TopicNotFoundError
 from streamcore.files import open_file
 
@@ -45,6 +46,10 @@ create table if not exists maintenance (
   process integer not null
 ) without rowid
 """
+_SENSE = {
+    "maintenance": f"runs {IS_COUNT} and errors {IS_COUNT} and last_started_ms {IS_TIME} "
+    "and json_type(last_done) = 'object'"
+}
 
 Stop = Callable[[], bool]
 
@@ -207,7 +212,7 @@ def _run_task(store: Store, task: Task, stop: Stop) -> Run:
 
 
 def _record(catalog: Catalog, run: Run) -> None:
-    catalog.ensure_tables(_TABLES)
+    catalog.ensure_tables(_TABLES, _SENSE)
     with catalog.changing(durable=False) as connection:
         connection.execute(
             "insert into maintenance values (?, 1, ?, ?, ?, ?, ?, ?) on conflict (task) do update set "
@@ -228,6 +233,7 @@ def _record(catalog: Catalog, run: Run) -> None:
 
 def task_stats(catalog: Catalog) -> list[TaskStats]:
     """What maintenance did over the life of the store, by any process."""
+    catalog.check_tables(_TABLES, _SENSE)
     with catalog.reading() as connection:
         if not connection.execute("select 1 from sqlite_schema where name = 'maintenance'").fetchone():
             return []

@@ -59,7 +59,7 @@ class Membership:
         self.id = f"{name}-{uuid.uuid4().hex[:12]}"
         self.stale, self.lost = True, False
         catalog = self._store.catalog
-        catalog.ensure_tables(groups.TABLES)
+        catalog.ensure_tables(groups.TABLES, groups.SENSE)
         with catalog.changing(durable=False) as connection:
             groups.join(connection, self.group, self.id, self._subscription, self.timeout_ms, self.instance)
         self._store.consuming.signal.set()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 
-from streamcore.catalog import Catalog
+from streamcore.catalog import IS_COUNT, Catalog
 
 TABLE = "create table if not exists producer_ids (next integer not null)"
+SENSE = {"producer_ids": f"next > 0 and next {IS_COUNT}"}
 
 
 def take_producer_id(connection: sqlite3.Connection) -> int:
@@ -21,6 +22,6 @@ def take_producer_id(connection: sqlite3.Connection) -> int:
 
 def next_producer_id(catalog: Catalog) -> int:
     """A new id. Durable: after a loss of power no id is given again that a batch in a log may have."""
-    catalog.ensure_tables(TABLE)
+    catalog.ensure_tables(TABLE, SENSE)
     with catalog.changing() as connection:
         return take_producer_id(connection)

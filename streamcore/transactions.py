@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from streamcore import _core, producer_ids
+from streamcore.catalog import IS_COUNT, IS_PARTITION, IS_TIME
 from streamcore.config import check_durability
 from streamcore.errors import FencedError, StreamcoreError, TopicNotFoundError, TransactionError
 from streamcore.producer_ids import take_producer_id
@@ -80,6 +81,18 @@ create table if not exists transaction_decisions (
   primary key (producer_id, epoch)
 ) without rowid;
 """
+_IS_EPOCH = f"between 0 and {_EPOCH_MAX + 1}"
+_IS_PLACE = (
+    "json_type(value, '$[0]') = 'text' and json_type(value, '$[1]') = 'integer' and json_array_length(value) = 2"
+)
+_SENSE = {
+    **producer_ids.SENSE,
+    "transactional_ids": f"producer_id {IS_COUNT} and epoch {_IS_EPOCH} and open in (0, 1) and timeout_ms {IS_COUNT} "
+    f"and started_ms {IS_TIME}",
+    "transaction_partitions": f"partition {IS_PARTITION}",
+    "transaction_decisions": f"producer_id {IS_COUNT} and epoch {_IS_EPOCH} and json_type(partitions) = 'array' and "
+    f"not exists (select 1 from json_each(partitions) where type <> 'array' or not ({_IS_PLACE}))",
+}
 
 Place = tuple[str, int]  # id of a topic, partition
 Offsets = Mapping[Place, tuple[int, str]]  # the next offset to read, and metadata
@@ -158,7 +171,7 @@ class Coordinator:
         self._known: dict[str, _Known] = {}
         self._begun: weakref.WeakSet[Transaction] = weakref.WeakSet()
         self._marked: dict[tuple[int, int], list[tuple[Place, int]]] = {}  # decisions of ours: their markers
-        store.catalog.ensure_tables(_TABLES.strip().rstrip(";"))
+        store.catalog.ensure_tables(_TABLES.strip().rstrip(";"), _SENSE)
 
     # ---- beginning ----
 
