@@ -92,8 +92,11 @@ class Fetcher:
             wanted = count - len(found)
             try:
                 records = fetch.records.take(wanted)
-            except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now: planning the next one sees to it
+            except OffsetOutOfRangeError:  # deleted just now: planning the next one sees to it
                 self.drop()
+                continue
+            except TopicNotFoundError as error:
+                self._forget(fetch.topic_id, error)
                 continue
             except BaseException:
                 self.drop()
@@ -122,8 +125,11 @@ class Fetcher:
                 topic = self._positions.topics[topic_id]
                 try:
                     batches, place = _read_batches(topic, legs, self._config.isolation, max_bytes)
-                except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now
+                except OffsetOutOfRangeError:  # deleted just now
                     continue
+                except TopicNotFoundError as error:
+                    self._forget(topic_id, error)
+                    return self.take_arrow(max_bytes)
                 self._positions.offsets.update(_positions_at(topic_id, legs, place))
                 if batches:
                     table = pa.Table.from_batches(batches)
@@ -234,8 +240,11 @@ class Fetcher:
                 )
                 # without bounds on time a scan iterates by the core's own iterator
                 return _Fetch(topic_id, legs, cast(_core.Records, iter(scan)))
-            except (OffsetOutOfRangeError, TopicNotFoundError):  # deleted just now
+            except OffsetOutOfRangeError:  # records were deleted just now
                 self._order.rotate(1)
+            except TopicNotFoundError as error:
+                self._forget(topic_id, error)
+                return self._next_fetch(offsets)
         return None
 
     def _legs(self, topic_id: str, offsets: int) -> Legs:
@@ -244,11 +253,8 @@ class Fetcher:
         legs = {}
         try:
             bounds = topic.bounds(self._active[topic_id], self._config.isolation)
-        except TopicNotFoundError:
-            if topic.name in self._subscription:
-                raise
-            self._positions.forget_topic(topic_id)
-            self.replan()
+        except TopicNotFoundError as error:
+            self._forget(topic_id, error)
             return {}
         for partition, (start, readable, end) in bounds.items():
             key = (topic_id, partition)
@@ -259,6 +265,14 @@ class Fetcher:
             if position < readable:
                 legs[partition] = (position, min(readable, position + offsets))
         return legs
+
+    def _forget(self, topic_id: str, error: TopicNotFoundError) -> None:
+        """Passes over a topic that is no more and that only a pattern matched; raises the error for another one."""
+        if self._positions.topics[topic_id].name in self._subscription:
+            raise error
+        self.drop()
+        self._positions.forget_topic(topic_id)
+        self.replan()
 
     def _reset_position(self, topic: Topic, partition: int, position: int, start: int, end: int) -> int:
         to: Place = "earliest" if isinstance(self._config.start, datetime.datetime) else self._config.start
