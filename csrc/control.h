@@ -78,6 +78,8 @@
     BUG(rewritten_not_synced)        /* a new file takes its name before it is durable */                              \
     BUG(rewrite_undeletes)           /* a segment whose records were deleted meanwhile is put back */                  \
     BUG(dropped_producers_forgotten) /* a rewritten segment does not say what its headers said of producers */         \
+    BUG(producers_checksum_ignored)  /* what is kept of producers is believed, whatever its checksum says */           \
+    BUG(latest_put_of_key_kept)      /* the map of keys has the offset that was put last, not the greatest */          \
     /* waiting */                                                                                                      \
     BUG(wake_up_lost)                /* what rang between looking and sleeping does not end the sleep */               \
     BUG(sleep_not_announced)         /* a sleeper does not say that it sleeps, so nobody wakes it */                   \
@@ -87,7 +89,9 @@
     BUG(arrow_offsets_not_checked)  /* offsets that go back are believed */                                            \
     BUG(arrow_views_not_checked)    /* views that point outside their buffers are believed */                          \
     BUG(arrow_shape_not_checked)    /* an array of another type's shape is read */                                     \
-    BUG(stored_buffers_not_checked) /* a buffer that lies outside its batch is exported */
+    BUG(stored_buffers_not_checked) /* a buffer that lies outside its batch is exported */                             \
+    BUG(metadata_not_checked)       /* places in a flatbuffer are believed */                                          \
+    BUG(earlier_records_not_valid)  /* the first null of a sent batch makes records before it null */
 
 #if defined(STREAMCORE_CONTROLS)
 

@@ -199,8 +199,8 @@ typedef struct sc_run {
 /* For a reader: the runs of one topic that nobody has replayed yet, NULL when there are none. */
 int sc_journal_read_runs(const char *folder, const char *name, sc_run **runs, sc_error *error);
 void sc_runs_free(sc_run *runs);
-/* The end of the runs of a segment; 0: it has none. */
-int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset);
+/* Where a segment file of that size ends with the runs that may be stored into it; 0: there are none. */
+int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset, int64_t file_size);
 /* Stores into a copy of a segment of `size` bytes what it lacks, as a replay would. */
 void sc_runs_store(const sc_run *runs, uint32_t partition, int64_t base_offset, uint8_t *data, int64_t size);
 

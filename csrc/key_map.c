@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 
 enum { CAPACITY_MIN = 64 };
@@ -142,7 +143,7 @@ bool sc_key_map_put_digest(sc_key_map *map, const uint64_t digest[2], int64_t of
         map->count++;
         memcpy(entry->digest, digest, sizeof entry->digest);
     }
-    if (offset > entry->offset)
+    if (offset > entry->offset || SC_CONTROL(latest_put_of_key_kept))
         entry->offset = offset;
     return true;
 }

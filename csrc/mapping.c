@@ -48,7 +48,8 @@ static int open_mapping(const char *path, struct storing *storing, int64_t size,
         sc_os.close(fd);
         return sc_fail_at(error, SC_CORRUPT, path, -1, -1, "the file is larger than a segment can be");
     }
-    int64_t runs_end = storing == NULL ? 0 : sc_runs_end(storing->runs, storing->partition, storing->base_offset);
+    int64_t runs_end =
+        storing == NULL ? 0 : sc_runs_end(storing->runs, storing->partition, storing->base_offset, stat.size);
     *file_size = stat.size > runs_end ? stat.size : runs_end;
     if (size < *file_size)
         size = *file_size;

@@ -73,7 +73,7 @@ static int file_size_of(recovery *self, sc_segment *segment, int64_t *size)
         self->stale = true;
         return sc_fail(self->error, SC_STALE, "segment %lld was replaced", (long long)segment->base_offset);
     }
-    int64_t runs_end = sc_runs_end(segment->runs, self->partition->number, segment->base_offset);
+    int64_t runs_end = sc_runs_end(segment->runs, self->partition->number, segment->base_offset, stat.size);
     *size = stat.size > runs_end ? stat.size : runs_end;
     return code;
 }

@@ -430,13 +430,18 @@ static bool is_run_of(const sc_run *run, uint32_t partition, int64_t base_offset
     return run->entry.partition == partition && run->entry.base_offset == base_offset;
 }
 
-int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset)
+int64_t sc_runs_end(const sc_run *runs, uint32_t partition, int64_t base_offset, int64_t file_size)
 {
-    int64_t end = 0;
-    for (; runs != NULL; runs = runs->next)
-        if (is_run_of(runs, partition, base_offset) && runs->entry.position + runs->entry.size > end)
-            end = runs->entry.position + runs->entry.size;
-    return end;
+    int64_t reached = file_size;
+    bool any = false;
+    for (; runs != NULL; runs = runs->next) {
+        if (!is_run_of(runs, partition, base_offset) || runs->entry.position > reached)
+            continue; /* it follows a batch that ends where it begins: that cannot lie there */
+        any = true;
+        if (runs->entry.position + runs->entry.size > reached)
+            reached = runs->entry.position + runs->entry.size;
+    }
+    return any ? reached : 0;
 }
 
 static bool fits(const sc_run *run, const uint8_t *data)

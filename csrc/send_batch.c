@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "send_batch.h"
 
@@ -135,7 +136,7 @@ static void column_note_validity(sc_send_column *column, bool null)
 {
     uint8_t *bits = column->validity.data;
     int64_t row = column->count;
-    if (column->nulls == 0) {
+    if (column->nulls == 0 && !SC_CONTROL(earlier_records_not_valid)) {
         memset(bits, 0xff, (size_t)(row / 8));
         if (row % 8 != 0)
             bits[row / 8] = (uint8_t)((1 << (row % 8)) - 1);

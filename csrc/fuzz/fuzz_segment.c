@@ -142,9 +142,10 @@ static int64_t read_range(sc_topic *topic, int64_t start, int64_t end, bool comm
     while ((code = sc_scan_next(scan, &batch, error)) == SC_OK) {
         struct ArrowArray array;
         CHECK(batch.row_count > 0 && batch.first_row >= 0 && batch.first_row + batch.row_count <= batch.record_count);
-        CHECK(batch.base_offset + batch.first_row >= next);
-        next = batch.base_offset + batch.first_row + batch.row_count;
-        CHECK(next <= end);
+        bool sparse = batch.flags & SC_FLAG_SPARSE;
+        CHECK((sparse ? batch.last_offset : batch.base_offset + batch.first_row) >= next);
+        next = sparse ? batch.last_offset + 1 : batch.base_offset + batch.first_row + batch.row_count;
+        CHECK(next <= end || (sparse && batch.base_offset < end));
         if (sc_batch_export(&batch, columns, SC_COLUMNS, &exported, &array, error) == SC_OK)
             array.release(&array);
         (void)sc_batch_rows(&batch, &rows, error);
