@@ -111,6 +111,28 @@ static void read_rows(const sc_batch *batch)
     free(memory);
 }
 
+/* As a rewriting and a scan of a rewritten segment read it. */
+static void read_keys_and_offsets(const sc_batch *whole)
+{
+    sc_rows rows;
+    sc_error error;
+    sc_batch batch = *whole;
+    if (sc_batch_keys(&batch, &rows, &error) == SC_OK && rows.count > 0) {
+        touch(rows.offsets, rows.count * 8);
+        touch(rows.keys + rows.key_ends[0], rows.key_ends[rows.count] - rows.key_ends[0]);
+        if (rows.value_validity != NULL)
+            touch(rows.value_validity, (rows.count + 7) / 8);
+    }
+    bool sound = sc_batch_check_offsets(&batch, &error) == SC_OK;
+    int64_t middle = batch.base_offset + (batch.last_offset - batch.base_offset) / 2;
+    if (sc_batch_clip_to_offsets(&batch, middle, batch.last_offset + 1, &error) != SC_OK)
+        return;
+    if (batch.first_row < 0 || batch.row_count < 0 || batch.first_row + batch.row_count > batch.record_count)
+        __builtin_trap();
+    if (sound && batch.row_count == 0 && middle == batch.base_offset && batch.record_count > 0)
+        __builtin_trap();
+}
+
 static void use_batch(const sc_header *header, const uint8_t *message, const sc_layout *layout, const uint8_t *options)
 {
     sc_mapping mapping = {0};
@@ -137,6 +159,7 @@ static void use_batch(const sc_header *header, const uint8_t *message, const sc_
         return; /* the rows of a partition column are made: bounded by the batch, but not here */
     export_all(&batch);
     read_rows(&batch);
+    read_keys_and_offsets(&batch);
     (void)sc_batch_narrow_to_timestamps(&batch, header->min_timestamp / 2, header->max_timestamp / 2, &dense, &error);
     if (batch.first_row < 0 || batch.row_count < 0 || batch.first_row + batch.row_count > batch.record_count)
         __builtin_trap();

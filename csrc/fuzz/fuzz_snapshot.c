@@ -6,8 +6,10 @@
  *
  * Options: 0: bits 0 and 1 the file (0 .producers, 1 .aborted, 2 state, 3 the first two), bit 2 checksums are mended,
  * bit 3 also what says which log the file is of, bit 4 the machine went down, bit 5 only
- * the table of `.producers` is decoded and used; 1, 2: where the first of two files ends.
+ * the table of `.producers` is decoded and used, bit 6 the first segment was rewritten; 1, 2: where the first of two
+ * files ends.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -26,8 +28,9 @@ typedef struct answers {
     uint8_t all[OFFSETS_MAX], committed[OFFSETS_MAX];
 } answers;
 
-static char folder[FOLDER_MAX], path[FILE_MAX], master[FILE_MAX];
-static answers truth;
+static char folder[FOLDER_MAX], path[FILE_MAX], masters[2][FILE_MAX];
+static const char *master;
+static answers truths[2], truth;
 
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
 
@@ -122,23 +125,34 @@ static void hint_file(char file[FILE_MAX], const char *name)
     CHECK(snprintf(file, FILE_MAX, "%s/%s", path, name) < FILE_MAX);
 }
 
-static void make_master(void)
+static void remove_hint(const char *name)
 {
     char file[FILE_MAX];
-    folder_make(folder);
-    CHECK(snprintf(master, sizeof master, "%s/master", folder) < FILE_MAX);
-    CHECK(snprintf(path, sizeof path, "%s/topic", folder) < FILE_MAX);
-    CHECK(mkdir(path, 0777) == 0);
-    transaction_log_make(path, false); /* hints carry the folder's name */
-    CHECK(mkdir(master, 0777) == 0);
-    folder_copy(path, master);
-    hint_file(file, "0/.producers");
-    CHECK(unlink(file) == 0);
-    hint_file(file, "0/00000000000000000000.aborted");
-    CHECK(unlink(file) == 0);
+    hint_file(file, name);
+    CHECK(unlink(file) == 0 || errno == ENOENT);
+}
+
+static void make_master(bool rewritten)
+{
+    CHECK(snprintf(masters[rewritten], FILE_MAX, "%s/master-%d", folder, rewritten) < FILE_MAX);
+    CHECK(mkdir(path, 0777) == 0 && mkdir(masters[rewritten], 0777) == 0);
+    transaction_log_make(path, rewritten); /* hints carry the folder's name */
+    folder_copy(path, masters[rewritten]);
+    remove_hint("0/.producers");
+    remove_hint("0/00000000000000000000.aborted");
     sc_topic *topic = topic_open_with(path, false, TRANSACTION_LOG_SEGMENT);
-    truth = ask(topic);
+    truths[rewritten] = ask(topic);
     topic_close(topic);
+    folder_remove(path);
+}
+
+static void make_masters(void)
+{
+    folder_make(folder);
+    CHECK(snprintf(path, sizeof path, "%s/topic", folder) < FILE_MAX);
+    make_master(false);
+    make_master(true);
+    CHECK(mkdir(path, 0777) == 0);
     atexit(remove_at_exit);
 }
 
@@ -181,13 +195,13 @@ static void mend_producers(uint8_t *data, int64_t size, bool of_this_log)
 
 static void mend_aborted(uint8_t *data, int64_t size, bool of_this_log)
 {
+    char file[FILE_MAX];
     if (size < ABORTED_HEADER)
         return;
-    if (of_this_log) {
-        char file[FILE_MAX];
+    CHECK(snprintf(file, sizeof file, "%s/0/00000000000000000000.aborted", master) < FILE_MAX);
+    if (of_this_log && file_exists(file)) {
         int64_t master_size;
         uint32_t count = (uint32_t)((size - ABORTED_HEADER) / ABORTED_ITEM);
-        CHECK(snprintf(file, sizeof file, "%s/0/00000000000000000000.aborted", master) < FILE_MAX);
         uint8_t *sound = file_read(file, &master_size);
         memcpy(data + 16, sound + 16, 8); /* the place of the end marker */
         memcpy(data + 12, &count, sizeof count);
@@ -276,13 +290,15 @@ static void check_table(const uint8_t *data, int64_t size, bool mend)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (path[0] == 0)
-        make_master();
+        make_masters();
     if (size < FUZZ_OPTIONS)
         return 0;
     if (data[0] & 32) {
         check_table(data + FUZZ_OPTIONS, (int64_t)size - FUZZ_OPTIONS, data[0] & 4);
         return 0;
     }
+    master = masters[data[0] >> 6 & 1];
+    truth = truths[data[0] >> 6 & 1];
     folder_remove(path);
     CHECK(mkdir(path, 0777) == 0);
     folder_copy(master, path);

@@ -206,36 +206,41 @@ static void make_arrows(void)
     }
 }
 
-static void make_snapshots(void)
+static void make_snapshots_of(bool rewritten)
 {
     static const char *const names[] = {"0/.producers", "0/00000000000000000000.aborted", "state"};
-    char folder[FOLDER_MAX], path[FILE_MAX], file[FILE_MAX], name[40];
+    char folder[FOLDER_MAX], path[FILE_MAX], files[3][FILE_MAX], name[40];
+    uint8_t *data[3];
+    int64_t sizes[3] = {0, 0, 0};
     folder_make(folder);
     CHECK(snprintf(path, sizeof path, "%s/topic", folder) < FILE_MAX && mkdir(path, 0777) == 0);
-    transaction_log_make(path, false);
-    for (int flags = 0; flags < 32; flags++) {
-        int64_t sizes[2] = {0, 0};
-        int kind = flags & 3;
-        CHECK(snprintf(file, sizeof file, "%s/%s", path, names[kind % 3]) < FILE_MAX);
-        uint8_t *first = file_read(file, &sizes[0]), *second = NULL;
-        if (kind == 3) {
-            CHECK(snprintf(file, sizeof file, "%s/%s", path, names[1]) < FILE_MAX);
-            second = file_read(file, &sizes[1]);
-            first = realloc(first, (size_t)(sizes[0] + sizes[1]));
-            CHECK(first != NULL);
-            memcpy(first + sizes[0], second, (size_t)sizes[1]);
-        }
-        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)flags, (uint8_t)sizes[0], (uint8_t)(sizes[0] >> 8)};
-        snprintf(name, sizeof name, "snapshot-%02d", flags);
-        write_seed("snapshot", name, options, first, kind == 2 ? 1024 : sizes[0] + sizes[1]);
-        if (kind == 0) {
-            options[0] |= 32;
-            snprintf(name, sizeof name, "table-%02d", flags);
-            write_seed("snapshot", name, options, first + 64, sizes[0] - 64);
-        }
-        free(first);
-        free(second);
+    transaction_log_make(path, rewritten);
+    for (int i = 0; i < 3; i++) {
+        CHECK(snprintf(files[i], FILE_MAX, "%s/%s", path, names[i]) < FILE_MAX);
+        data[i] = file_exists(files[i]) ? file_read(files[i], &sizes[i]) : calloc(1, 1);
+        CHECK(data[i] != NULL);
     }
+    uint8_t *both = malloc((size_t)(sizes[0] + sizes[1]) + 1);
+    CHECK(both != NULL);
+    memcpy(both, data[0], (size_t)sizes[0]);
+    memcpy(both + sizes[0], data[1], (size_t)sizes[1]);
+    for (int flags = 0; flags < 32; flags++) {
+        int kind = flags & 3;
+        uint8_t options[FUZZ_OPTIONS] = {(uint8_t)(flags | rewritten << 6), (uint8_t)sizes[0],
+                                         (uint8_t)(sizes[0] >> 8)};
+        snprintf(name, sizeof name, "snapshot-%d-%02d", rewritten, flags);
+        write_seed("snapshot", name, options, kind == 3 ? both : data[kind],
+                   kind == 3   ? sizes[0] + sizes[1]
+                   : kind == 2 ? 1024
+                               : sizes[kind]);
+        options[0] |= 32;
+        snprintf(name, sizeof name, "table-%d-%02d", rewritten, flags);
+        if (kind == 0)
+            write_seed("snapshot", name, options, data[0] + 64, sizes[0] - 64);
+    }
+    for (int i = 0; i < 3; i++)
+        free(data[i]);
+    free(both);
     folder_remove(folder);
 }
 
@@ -321,7 +326,8 @@ int main(int argc, char **argv)
     make_events();
     make_indexes();
     make_arrows();
-    make_snapshots();
+    make_snapshots_of(false);
+    make_snapshots_of(true);
     make_journals();
     make_rewrites();
     make_steps();

@@ -18,6 +18,7 @@ void small_journal_make(const char *path)
         segment_file(file, folder, (uint32_t)log % STORE_PARTITIONS, 0);
         CHECK(found_batches(file, batches, 8) >= 2);
         file_truncate(file, batches[1].position);
-        file_truncate(file, 16 << 10);
+        if (log % 2 == 0) /* of the others the length was lost as well */
+            file_truncate(file, 16 << 10);
     }
 }
