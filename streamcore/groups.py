@@ -20,6 +20,7 @@ import dataclasses
 import datetime
 import difflib
 import fnmatch
+import functools
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from streamcore import _core
 from streamcore.assignment import Key, assign
 from streamcore.catalog import IS_COUNT, IS_PARTITION, IS_TIME
 from streamcore.columns import microseconds
-from streamcore.errors import CorruptionError, FencedError, GroupError, OffsetOutOfRangeError
+from streamcore.errors import CorruptionError, FencedError, GroupError, OffsetOutOfRangeError, StreamcoreError
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
@@ -47,7 +48,6 @@ Place = int | datetime.datetime | Literal["earliest", "latest"]
 OFFSETS_RETENTION_MS = 7 * 24 * 3600 * 1000  # as Apache Kafka's offsets.retention.minutes
 OFFSETS_RETENTION_SETTING = "offsets_retention_ms"
 _NAME_MAX = 255
-_BOOT = _core.boot_id().hex()
 _log = logging.getLogger("streamcore.groups")
 
 TABLES = """
@@ -89,6 +89,7 @@ create table if not exists group_offsets (
   committed_ms integer not null,
   primary key (group_name, topic_id, partition)
 ) without rowid;
+create table if not exists group_boot (boot text not null);
 """
 
 SENSE = {
@@ -99,6 +100,12 @@ SENSE = {
     "group_partitions": f"partition {IS_PARTITION} and since {IS_COUNT}",
     "group_offsets": f"partition {IS_PARTITION} and position {IS_COUNT} and committed_ms {IS_TIME}",
 }
+
+
+@functools.cache
+def boot_id() -> str:
+    """Of the running kernel."""
+    return _core.boot_id().hex()
 
 
 class TopicPartition(NamedTuple):
@@ -306,7 +313,7 @@ def _write_targets(
 
 def is_dead(beat_ms: int, timeout_ms: int, boot: str, now_ms: int) -> bool:
     """Whether a member with that last heartbeat is gone; one from before the machine started is."""
-    return boot != _BOOT or not -timeout_ms <= now_ms - beat_ms <= timeout_ms
+    return boot != boot_id() or not -timeout_ms <= now_ms - beat_ms <= timeout_ms
 
 
 def look_after(connection: sqlite3.Connection, group: str) -> bool:
@@ -367,7 +374,7 @@ def join(
             )
     connection.execute(
         "insert into group_members values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (group, member, instance, asked, timeout_ms, monotonic_ms(), _BOOT, os.getpid(), _wall_ms()),
+        (group, member, instance, asked, timeout_ms, monotonic_ms(), boot_id(), os.getpid(), _wall_ms()),
     )
     if old is None or old[1] != asked:
         rebalance(connection, group)
@@ -391,7 +398,7 @@ def beat(connection: sqlite3.Connection, group: str, member: str) -> bool:
     """Says that a member lives; False when the group has forgotten it."""
     changed = connection.execute(
         "update group_members set beat_ms = ?, boot = ? where group_name = ? and id = ?",
-        (monotonic_ms(), _BOOT, group, member),
+        (monotonic_ms(), boot_id(), group, member),
     )
     return changed.rowcount > 0
 
@@ -500,6 +507,44 @@ def write_offsets(connection: sqlite3.Connection, group: str, offsets: Offsets) 
     now = _wall_ms()
     rows = [(group, *key, offset, metadata, now) for key, (offset, metadata) in offsets.items()]
     connection.executemany("insert or replace into group_offsets values (?, ?, ?, ?, ?, ?)", rows)
+
+
+def recover_offsets(store: Store) -> int:
+    """Brings groups back that are ahead of their logs; called when a store is opened for writing, before all else.
+
+    A loss of power may take records that were read already, and leave the commit behind them: the group would pass over
+    the records that come in their place. So the first one that opens the store under a kernel holds all offsets against
+    the logs. Returns how many it brought back.
+    """
+    with store.catalog.reading() as connection:
+        if connection.execute("select boot from group_boot").fetchone() == (boot_id(),):
+            return 0
+        rows = connection.execute("select group_name, topic_id, partition, position from group_offsets").fetchall()
+    behind = []
+    for group, topic_id, partition, position in rows:
+        topic = store.topic_by_id(topic_id)
+        if topic is None:
+            continue
+        try:
+            end = topic.bounds([partition], "uncommitted")[partition][2]
+        except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
+            _log.warning("group %r cannot be held against its log: %s", group, error)
+            continue
+        if position > end:
+            _log.warning(
+                "group %r goes back from %d to %d in partition %d of %s: the power failed before what it had read was "
+                "on the drive", group, position, end, partition, topic.name,
+            )  # fmt: skip
+            behind.append((end, group, topic_id, partition, position))
+    with store.catalog.changing() as connection:
+        connection.executemany(
+            "update group_offsets set position = ? "
+            "where group_name = ? and topic_id = ? and partition = ? and position = ?",
+            behind,
+        )
+        connection.execute("delete from group_boot")
+        connection.execute("insert into group_boot values (?)", (boot_id(),))
+    return len(behind)
 
 
 def _name_of(connection: sqlite3.Connection, topic_id: str) -> str:

@@ -524,14 +524,21 @@ class Store:
         return None if row is None else self._topic_of(row)
 
     def _finish_what_was_left(self) -> None:
-        """Transactions that were decided are finished, those of a dead process or machine are aborted."""
+        """Groups that are ahead of their logs go back; transactions are finished or, those of the dead, aborted."""
         with self.catalog.reading() as connection:
-            if connection.execute("select 1 from sqlite_schema where name = 'transaction_boot'").fetchone() is None:
-                return
-        try:
-            self.coordinator.recover()
-        except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
-            _log.warning("transactions in %s could not be finished: %s", self.path, error)
+            tables = {name for (name,) in connection.execute("select name from sqlite_schema where name like '%_boot'")}
+        if "group_boot" in tables:
+            from streamcore import groups
+
+            try:
+                groups.recover_offsets(self)  # before markers of transactions lengthen the logs
+            except StreamcoreError as error:
+                _log.warning("groups in %s could not be held against their logs: %s", self.path, error)
+        if "transaction_boot" in tables:
+            try:
+                self.coordinator.recover()
+            except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
+                _log.warning("transactions in %s could not be finished: %s", self.path, error)
 
     # ---- background work ----
 

@@ -360,7 +360,7 @@ def test_the_wall_clock_may_jump(store: sc.Store, topic: sc.Topic, monkeypatch: 
 
 def test_members_of_an_earlier_boot_are_dead_and_clocks_ahead_keep_nobody_alive() -> None:
     now = groups.monotonic_ms()
-    boot = groups._BOOT
+    boot = groups.boot_id()
     assert not groups.is_dead(now, 100, boot, now)
     assert not groups.is_dead(now - 100, 100, boot, now)
     assert groups.is_dead(now - 101, 100, boot, now)

@@ -7,11 +7,13 @@ thousands of ways, the boot id is another one, and the log must be a prefix that
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import os
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
@@ -314,3 +316,43 @@ def damage(path: Path, frame: Frame, how: str) -> None:
         flip(path, frame.body_position)
     else:
         overwrite(path, frame.position, bytes(frame.size) if how == "zeros" else random.Random(1).randbytes(frame.size))
+
+
+# ---- what was read, and lost with the power ------------------------------------------------------------------------
+
+
+def read_and_commit(channel: Channel, store_path: str) -> None:
+    """Appends ten records and flushes, then ten more; a group reads all of them and commits, says READ and waits."""
+    store = sc.open(store_path, maintenance=False)
+    topic = store.create_topic(TOPIC)
+    topic.append([b"kept"] * 10, durability="disk")
+    channel.send("FLUSHED")
+    channel.wait_to_be_told()
+    topic.append([b"lost"] * 10, durability="os")
+    with store.consumer(TOPIC, group="readers") as member:
+        assert len(member.poll()) == 20
+        member.commit()
+    channel.send("READ")
+    channel.wait_to_be_told()
+
+
+def test_a_group_does_not_pass_over_what_comes_in_place_of_records_that_it_read_and_that_were_lost(
+    tmp_path: Path, children: ForkServer
+) -> None:
+    child = children.start(read_and_commit, store_path=str(tmp_path / "store"))
+    child.read_until(lambda: child.said("FLUSHED"))
+    flushed = only_segment(tmp_path / "store").read_bytes()
+    child.tell()
+    child.read_until(lambda: child.said("READ"))
+    child.kill()
+    only_segment(tmp_path / "store").write_bytes(flushed)
+    [folder] = (tmp_path / "store" / "topics").iterdir()
+    pretend_power_loss(folder)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / "catalog.sqlite")) as catalog:
+        catalog.execute("update group_boot set boot = 'another'")
+        catalog.commit()
+    with sc.open(tmp_path / "store", maintenance=False) as store:
+        assert int(store.group("readers").offsets()[TOPIC, 0]) == 10
+        store.topic(TOPIC).append([b"new"] * 15)
+        with store.consumer(TOPIC, group="readers") as member:
+            assert [record.offset for record in member.poll()] == list(range(10, 25))
