@@ -37,7 +37,7 @@ static int check_usable(sc_partition *partition, sc_error *error)
 {
     sc_state *state = &partition->topic->state;
     int poisoned = atomic_load(&sc_state_slot(state, partition->number)->poisoned);
-    if (atomic_load(&sc_state_header_of(state)->deleted) != 0)
+    if (atomic_load(&sc_state_header_of(state)->deleted) != 0 && !SC_CONTROL(deleted_topic_takes_appends))
         return sc_fail(error, SC_DELETED, "the topic was deleted");
     if (poisoned != 0) {
         errno = poisoned;
@@ -89,7 +89,7 @@ static sc_placement placement_of(const sc_append_state *self, int64_t number, in
     int64_t end_offset = offset + (self->control != 0 ? 1 : self->encodings[number].input->count);
     return (sc_placement){
         .base_offset = offset,
-        .durable_offset = self->tail.durable_offset,
+        .durable_offset = SC_CONTROL(durable_offset_forgotten) ? 0 : self->tail.durable_offset,
         .start_offset = SC_CONTROL(start_offset_forgotten) ? 0 : self->tail.start_offset,
         .unstable_count = unstable_count(end_offset, self->stable_offset),
         .producer_id = producer->id,
@@ -144,7 +144,8 @@ static void store_filler(void *context)
     struct filler *self = context;
     const sc_tail *tail = &self->state->tail;
     sc_placement placement = {.base_offset = tail->end_offset,
-                              .durable_offset = tail->durable_offset,
+                              .durable_offset =
+                                  SC_CONTROL(note_promises_too_much) ? tail->end_offset : tail->durable_offset,
                               .start_offset = SC_CONTROL(start_offset_forgotten) ? 0 : tail->start_offset,
                               .unstable_count = unstable_count(tail->end_offset, tail->stable_offset)};
     sc_encoding_write(&self->encoding, self->state->partition->writer.data + tail->end_position, &placement);

@@ -353,7 +353,8 @@ static block *new_block(const sc_batch *batch, needs need)
     block *self = (block *)(void *)memory;
     atomic_init(&self->references, 0);
     self->mapping = batch->mapping;
-    sc_mapping_retain(batch->mapping);
+    if (!SC_CONTROL(mapping_not_retained))
+        sc_mapping_retain(batch->mapping);
     self->next_array = (struct ArrowArray *)(void *)(memory + head);
     self->next_child = (struct ArrowArray **)(void *)(memory + head + arrays);
     self->next_buffer = (const void **)(void *)(memory + head + arrays + children);

@@ -241,7 +241,9 @@ static int take_batch(walker *self, const sc_header *header)
     sc_producer_state *state = self->state;
     int code = SC_OK;
     bool control = (header->flags & SC_FLAG_CONTROL) != 0;
-    if (control && header->control == SC_CONTROL_PRODUCERS && header->base_offset >= state->offset)
+    if (SC_CONTROL(rewritten_producers_ignored) && control && header->control == SC_CONTROL_PRODUCERS)
+        code = SC_OK;
+    else if (control && header->control == SC_CONTROL_PRODUCERS && header->base_offset >= state->offset)
         code = apply_producers(state, self->mapping, self->position, header, self->error);
     else if (header->last_offset >= state->offset)
         code = sc_producer_state_apply(state, header, self->continued, self->now_ms, self->error);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "journal.h"
 #include "os.h"
@@ -259,7 +260,7 @@ static void publish(member *self)
 {
     sc_partition *partition = self->partition;
     sc_slot *slot = sc_state_slot(&partition->topic->state, partition->number);
-    if (atomic_load(&slot->poisoned) != 0)
+    if (atomic_load(&slot->poisoned) != 0 && !SC_CONTROL(journal_covers_poisoned))
         return; /* the kernel may have dropped what we copied only later: its own sync says what is wrong */
     sc_slot_raise_journaled(slot, self->tail.end_offset);
     pthread_mutex_lock(&partition->sync_mutex);

@@ -39,7 +39,7 @@ static int sync_names(sc_partition *partition, bool new_partition, sc_error *err
         return code;
     if (sc_os_sync_folder(folder) != 0)
         return poison(partition, "cannot sync a partition's folder", folder, error);
-    if (new_partition && sc_os_sync_folder(partition->topic->path) != 0)
+    if (new_partition && !SC_CONTROL(topic_folder_not_synced) && sc_os_sync_folder(partition->topic->path) != 0)
         return poison(partition, "cannot sync a topic's folder", partition->topic->path, error);
     return SC_OK;
 }
@@ -218,7 +218,8 @@ static int publish_durable(sc_partition *partition, int64_t durable_offset, sc_e
     if (code != SC_OK)
         return code;
     /* the kernel may have told another process of a failure, and only that one */
-    if (atomic_load(&slot->poisoned) == 0 && sc_slot_read(slot, &tail) && tail.durable_offset < durable_offset) {
+    if ((atomic_load(&slot->poisoned) == 0 || SC_CONTROL(durable_though_poisoned)) && sc_slot_read(slot, &tail) &&
+        tail.durable_offset < durable_offset) {
         tail.durable_offset = durable_offset;
         sc_slot_publish(slot, &tail);
         sc_partition_save_producers(partition, &tail, false);
@@ -469,6 +470,8 @@ static int cut_tail(sc_partition *partition, sc_slot *slot, sc_tail *tail, sc_er
         sc_segment_release(segment);
         return code;
     }
+    if (SC_CONTROL(closed_file_cut_too_far))
+        size = tail->end_position / SC_PAGE * SC_PAGE;
     tail->allocated = size;
     sc_slot_publish(slot, tail);
     int fd = sc_os.open(segment->path, SC_OPEN_WRITE);

@@ -174,8 +174,8 @@ static int make_file(sc_journal *journal, sc_error *error)
         code = sc_fail_os(error, "cannot make the journal", temporary);
     if (code == SC_OK)
         code = sc_journal_write_header(fd, temporary, &header, error);
-    if (code == SC_OK &&
-        (sc_os.sync(fd) != 0 || sc_os.rename(temporary, journal->path) != 0 || sc_os_sync_folder(journal->folder) != 0))
+    if (code == SC_OK && (sc_os.sync(fd) != 0 || sc_os.rename(temporary, journal->path) != 0 ||
+                          (!SC_CONTROL(journal_name_not_synced) && sc_os_sync_folder(journal->folder) != 0)))
         code = sc_fail_os(error, "cannot make the journal", journal->path);
     if (fd >= 0)
         sc_os.close(fd);
@@ -490,7 +490,8 @@ int sc_journal_sync(sc_journal *journal, int64_t end, sc_error *error)
             atomic_store(&shared->synced, head);
         } else {
             code = sc_fail_os(error, "cannot sync the journal", journal->path);
-            fail_for_all(journal, error->number);
+            if (!SC_CONTROL(failed_journal_sync_retried))
+                fail_for_all(journal, error->number);
         }
     }
     sc_journal_unlock(journal, SC_JOURNAL_SYNC);

@@ -435,6 +435,8 @@ int sc_os_write_whole(int fd, const void *data, size_t size, int64_t position)
 {
     while (size > 0) {
         ssize_t put = sc_os.pwrite(fd, data, size, position);
+        if (put > 0 && SC_CONTROL(short_write_believed))
+            return 0;
         if (put < 0 && errno == EINTR)
             continue;
         if (put <= 0) {

@@ -101,7 +101,8 @@ static void keep_seen_since(sc_producer_state *state, int64_t before_ms)
 {
     int64_t kept = 0;
     for (int64_t i = 0; i < state->count; i++)
-        if (state->entries[i].open_offset >= 0 || state->entries[i].seen_ms >= before_ms)
+        if ((state->entries[i].open_offset >= 0 && !SC_CONTROL(open_transaction_expires)) ||
+            state->entries[i].seen_ms >= before_ms)
             state->entries[kept++] = state->entries[i];
     if (kept == state->count)
         return;

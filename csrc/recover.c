@@ -138,7 +138,7 @@ static int is_unfinished(recovery *self, sc_segment *segment, bool *unfinished)
     bool holds = false;
     if (code == SC_OK && *unfinished)
         code = holds_promised(self, segment, &holds);
-    *unfinished = *unfinished && !holds;
+    *unfinished = *unfinished && (!holds || SC_CONTROL(synced_segment_removed));
     return code;
 }
 
@@ -553,7 +553,9 @@ static int settle(recovery *self, const place *at)
         .sealed = at->sealed,
         .schema_version = self->segments[at->segment]->layout->schema_version,
         .proven_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
-        .stable_offset = at->stable_offset < at->offset ? at->stable_offset : at->offset,
+        .stable_offset = at->stable_offset < at->offset && !SC_CONTROL(stable_offset_of_recovery_wrong)
+                             ? at->stable_offset
+                             : at->offset,
     };
     return code;
 }

@@ -66,7 +66,8 @@ static int find_source(sc_rewrite *self, int64_t base_offset, sc_error *error)
     if (code != SC_OK)
         return code;
     if (self->segment == NULL || self->segment->base_offset != base_offset || self->end_offset < 0 ||
-        self->end_offset > self->tail.durable_offset || self->end_offset > self->tail.stable_offset)
+        self->end_offset > self->tail.durable_offset ||
+        (self->end_offset > self->tail.stable_offset && !SC_CONTROL(undecided_segment_rewritten)))
         return fail_unfit(self, base_offset, error);
     return SC_OK;
 }
@@ -270,7 +271,8 @@ static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
     bool found = false;
     while (!found) {
         int64_t position = self->position, unused = 0;
-        sc_look look = sc_segment_look(self->mapping, position, self->mapping->size, !self->trusting, &unused);
+        sc_look look = sc_segment_look(self->mapping, position, self->mapping->size,
+                                       !self->trusting && !SC_CONTROL(damage_rewritten), &unused);
         bool over = look.state == SC_BATCH_NONE || look.state == SC_BATCH_MARKER;
         if (over && self->offset == self->end_offset)
             return SC_END;
@@ -704,7 +706,7 @@ static int settle(sc_rewrite *self, sc_error *error)
     char folder[SC_PATH_MAX];
     int64_t next_base;
     int code = sc_partition_folder(self->partition, folder, error);
-    if (code == SC_OK && sc_os_sync_folder(folder) != 0)
+    if (code == SC_OK && !SC_CONTROL(rewritten_name_not_synced) && sc_os_sync_folder(folder) != 0)
         code = sc_fail_os(error, "cannot sync a partition's folder", folder);
     if (code != SC_OK || sc_partition_find(self->partition, &self->tail, self->segment->base_offset, &segment,
                                            &next_base, &unused) != SC_OK)

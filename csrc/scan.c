@@ -137,7 +137,8 @@ static int next_range(sc_scan *scan, sc_error *error)
             code = sc_partition_tail(scan->partition, &scan->tail, error);
         if (code != SC_OK)
             return code;
-        if (range->start_offset < scan->tail.start_offset || range->end_offset > scan->tail.end_offset)
+        if ((range->start_offset < scan->tail.start_offset && !SC_CONTROL(deleted_records_read)) ||
+            range->end_offset > scan->tail.end_offset)
             return fail_out_of_range(scan, &scan->tail, range->start_offset, range->end_offset, error);
         scan->offset = range->start_offset;
         return SC_OK;

@@ -67,7 +67,7 @@ static bool is_message_of(const struct recognition *self, const sc_layout *layou
     const uint8_t *data = self->mapping->data;
     snprintf(digits, sizeof digits, "%010u", (unsigned)self->partition);
     return size <= self->file_size && memcmp(data, layout->schema_message, (size_t)at) == 0 &&
-           memcmp(data + at, digits, 10) == 0 &&
+           (memcmp(data + at, digits, 10) == 0 || SC_CONTROL(segment_of_another_partition_read)) &&
            memcmp(data + at + 10, layout->schema_message + at + 10, (size_t)(size - at - 10)) == 0;
 }
 
@@ -220,6 +220,8 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
     }
     if (self.look.state == SC_BATCH_GOOD && !atomic_load_explicit(&mapping->began, memory_order_relaxed))
         atomic_store_explicit(&mapping->began, true, memory_order_relaxed);
+    if (self.verify && SC_CONTROL(damage_verified_once))
+        sc_mapping_set_verified(mapping, position);
     if (self.verify && self.look.state == SC_BATCH_GOOD) {
         sc_mapping_set_verified(mapping, position);
         *bytes_verified += self.look.header.total_size;

@@ -20,6 +20,7 @@
 #include <x86intrin.h>
 #endif
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "send_batch.h"
@@ -675,6 +676,8 @@ static sc_send_batch *take_due(sc_send_buffer *self)
         push(&batch->lane->held, batch);
         batch = NULL;
     }
+    if (batch != NULL && SC_CONTROL(retry_takes_a_new_sequence) && batch->has_sequence)
+        batch->sequence += (int32_t)batch->count;
     if (batch != NULL && !batch->has_sequence) {
         batch->sequence = batch->lane->next_sequence;
         batch->has_sequence = true;

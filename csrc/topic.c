@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 
@@ -38,7 +39,7 @@ int sc_topic_open(const char *path, bool writable, const sc_topic_settings *sett
 
 int sc_topic_enter(sc_topic *topic, sc_error *error)
 {
-    if (topic->fork_generation != sc_os_fork_generation())
+    if (topic->fork_generation != sc_os_fork_generation() && !SC_CONTROL(fork_not_noticed))
         return sc_fail(error, SC_FORKED, "this store was opened before a fork: open it again in the child process");
     atomic_fetch_add(&topic->users, 1);
     if (!atomic_load(&topic->closing))
@@ -85,7 +86,7 @@ int sc_topic_close(sc_topic *topic, sc_error *error)
     }
     pthread_mutex_lock(&topic->mutex);
     bool first = !atomic_exchange(&topic->closing, true);
-    if (first && topic->writable)
+    if (first && topic->writable && !SC_CONTROL(closing_wakes_nobody))
         sc_state_wake(&topic->state);
     while (atomic_load(&topic->users) > 0 || (!first && !topic->closed))
         pthread_cond_wait(&topic->left, &topic->mutex);

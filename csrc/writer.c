@@ -270,7 +270,8 @@ int64_t sc_append_place_of(const sc_append_state *self)
 {
     const sc_tail *tail = &self->tail;
     int64_t reserve = sc_encoding_empty_size(self->layout), old_end = tail->allocated / SC_ALIGNMENT * SC_ALIGNMENT;
-    bool fits = tail->end_position + self->total_size + reserve <= tail->allocated;
+    bool fits =
+        tail->end_position + self->total_size + reserve <= tail->allocated || SC_CONTROL(batch_across_old_length);
     return fits || old_end - tail->end_position < reserve ? tail->end_position : old_end;
 }
 

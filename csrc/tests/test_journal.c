@@ -9,6 +9,7 @@
 #include "journal.h"
 #include "os.h"
 #include "small_store.h"
+#include "topic.h"
 
 enum { ALL = 0xff, AREA = 1 << 20 };
 static char path[FOLDER_MAX], file[FILE_MAX];
@@ -709,6 +710,72 @@ static void test_a_failed_sync_of_the_journal_poisons_what_waited_and_is_not_rep
     folder_remove(path);
 }
 
+static sc_slot *told_of_failure;
+
+/* While the journal is synced, another process is told that the sync of a segment failed. */
+static int sync_data_meanwhile_poisoned(int fd)
+{
+    if (!is_segment(fd))
+        atomic_store(&told_of_failure->poisoned, EIO);
+    return counting_sync_data(fd);
+}
+
+static void test_a_sync_of_the_journal_promises_nothing_of_a_partition_whose_own_failed(void)
+{
+    small_store store = make_store(AREA);
+    sc_error error;
+    told_of_failure = sc_state_slot(&store.topics[0]->state, 1);
+    sc_os.sync_data = sync_data_meanwhile_poisoned;
+    CHECK_EQ(store_try_append(&store, 0x0f, 5, &error), SC_POISONED);
+    CHECK_EQ(journal_syncs, 1);
+    for (int log = 0; log < STORE_PARTITIONS; log++)
+        CHECK_EQ(durable_of_log(&store, log), log == 1 ? 20 : 25);
+    sc_os_reset();
+    store_abandon(&store);
+    check_reopened(20);
+    folder_remove(path);
+}
+
+static bool name_is_dirty;
+
+static int tracing_rename(const char *from, const char *to)
+{
+    name_is_dirty = name_is_dirty || strcmp(to + strlen(to) - strlen("/journal"), "/journal") == 0;
+    return real.rename(from, to);
+}
+
+static int tracing_sync(int fd)
+{
+    name_is_dirty = name_is_dirty && strcmp(name_of_fd[fd], path) != 0;
+    return real.sync(fd);
+}
+
+static int sync_data_behind_the_name(int fd)
+{
+    if (is_segment(fd))
+        return real.sync_data(fd);
+    CHECK(strstr(name_of_fd[fd], ".tmp") != NULL || !name_is_dirty);
+    return counting_sync_data(fd);
+}
+
+static void test_a_new_journal_has_its_name_on_the_drive_before_it_promises_anything(void)
+{
+    store_make(path);
+    small_store store = store_open(path, AREA);
+    count_syncs();
+    name_is_dirty = false;
+    sc_os.rename = tracing_rename;
+    sc_os.sync = tracing_sync;
+    sc_os.sync_data = sync_data_behind_the_name;
+    store_append(&store, ALL, 10);
+    store_append(&store, ALL, 10);
+    CHECK(journal_syncs >= 2); /* its header's, and that of the records */
+    CHECK(!name_is_dirty);
+    sc_os_reset();
+    store_close(&store);
+    folder_remove(path);
+}
+
 static void test_a_failed_checkpoint_poisons_the_partition_and_keeps_the_journal(void)
 {
     small_store store = make_store(AREA);
@@ -922,6 +989,8 @@ int main(int argc, char **argv)
     RUN(test_what_does_not_fit_is_synced_without_it);
     RUN(test_a_checkpoint_syncs_each_segment_once);
     RUN(test_a_failed_sync_of_the_journal_poisons_what_waited_and_is_not_repeated);
+    RUN(test_a_sync_of_the_journal_promises_nothing_of_a_partition_whose_own_failed);
+    RUN(test_a_new_journal_has_its_name_on_the_drive_before_it_promises_anything);
     RUN(test_a_failed_checkpoint_poisons_the_partition_and_keeps_the_journal);
     RUN(test_any_call_that_fails_once_loses_nothing);
     RUN(test_calls_that_fail_from_some_moment_on_lose_nothing);

@@ -187,7 +187,8 @@ static void test_a_scan_goes_on_in_the_file_that_it_stands_on(void)
     folder_remove(path);
 }
 
-static void test_damage_stops_it_and_stays_where_it_is(void)
+/* In a batch's metadata, or in what nothing but its checksum tells of. */
+static void check_damage_stops_it(bool in_metadata)
 {
     sc_topic *topic = make_log(COUNT);
     sc_rewrite_report report;
@@ -195,7 +196,7 @@ static void test_damage_stops_it_and_stays_where_it_is(void)
     segment_file(file, path, 0, 0);
     found_batches(file, batches, BATCHES_MAX);
     topic_close(topic);
-    file_flip(file, batches[30].position + 64);
+    file_flip(file, batches[30].position + (in_metadata ? 64 : batches[30].header.total_size - 64));
     int64_t size;
     uint8_t *before = file_read(file, &size);
     topic = topic_open_with(path, true, SEGMENT);
@@ -208,6 +209,12 @@ static void test_damage_stops_it_and_stays_where_it_is(void)
     free(after);
     topic_close(topic);
     folder_remove(path);
+}
+
+static void test_damage_stops_it_and_stays_where_it_is(void)
+{
+    check_damage_stops_it(true);
+    check_damage_stops_it(false);
 }
 
 static void test_what_was_deleted_meanwhile_does_not_come_back(void)

@@ -91,6 +91,19 @@ static void test_looking_verifies_once(void)
     drop_segment(segment);
 }
 
+static void test_damage_is_found_each_time(void)
+{
+    sc_segment *segment = make_segment();
+    sc_mapping *mapping = map(segment, 0);
+    int64_t verified = 0;
+    file_flip(file, batches[1].position + batches[1].header.total_size - 100);
+    for (int round = 0; round < 3; round++)
+        CHECK_EQ(sc_segment_look(mapping, batches[1].position, mapping->size, true, &verified).state, SC_BATCH_BAD);
+    CHECK_EQ(verified, 0);
+    sc_mapping_release(mapping);
+    drop_segment(segment);
+}
+
 static void test_the_next_good_batch_is_found_behind_damage(void)
 {
     sc_segment *segment = make_segment();
@@ -164,6 +177,7 @@ int main(int argc, char **argv)
     RUN(test_a_segment_is_recognised_by_its_schema_and_partition);
     RUN(test_files_too_short_for_a_schema_are_no_segments);
     RUN(test_looking_verifies_once);
+    RUN(test_damage_is_found_each_time);
     RUN(test_the_next_good_batch_is_found_behind_damage);
     RUN(test_a_seek_goes_near_its_offset_by_the_index);
     RUN(test_reads_behind_a_file_that_was_cut_are_errors);

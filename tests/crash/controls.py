@@ -36,35 +36,50 @@ CAUGHT_BY = {
     "unfinished_append_left": "processes::test_an_append_that_was_killed_is_cleared_by_the_next_one",
     "space_not_reserved": "append::test_no_batch_lies_across_a_length_that_the_file_had",
     "roll_leaks_descriptor": "append::test_many_partitions_do_not_use_up_the_descriptors",
+    "batch_across_old_length": "append::test_no_batch_lies_across_a_length_that_the_file_had",
+    "short_write_believed": "os::test_whole_reads_and_writes_go_on_after_interrupts_and_short_counts",
+    "deleted_topic_takes_appends": "topic::test_a_deleted_topic_refuses_appends_everywhere",
     # locks and published state
     "partition_not_locked": "processes::test_concurrent_appends_of_processes_lose_and_mix_nothing",
     "lock_outlives_its_process": "processes::test_a_child_does_not_inherit_locks",
+    "fork_not_noticed": "processes::test_a_handle_from_before_a_fork_is_refused_and_harms_nobody",
     "stale_state_believed": "state::test_the_file_is_believed_only_while_a_writer_has_it_open",
+    "new_state_not_synced": "state::test_a_new_state_file_is_synced_with_its_name",
     "tail_read_torn": "state::test_a_tail_is_not_torn_where_its_reader_is_interrupted",
     "boot_of_others_overwritten": (
         "recover_power::test_a_session_that_did_not_touch_a_partition_does_not_hide_the_power_loss"
     ),
     # syncs
     "folder_not_synced": "flush::test_a_flush_syncs_every_file_and_name",
+    "topic_folder_not_synced": "flush::test_a_flush_syncs_every_file_and_name",
     "sealed_segment_not_synced": "flush::test_a_flush_after_a_roll_covers_all_of_the_sealed_segment",
     "failed_sync_retried": "flush::test_a_failed_sync_poisons_the_partition_until_all_have_closed",
     "durable_beyond_sync": "flush::test_all_that_come_while_a_sync_runs_share_the_next_one",
+    "durable_though_poisoned": "flush::test_a_sync_that_overlapped_a_failed_one_promises_nothing",
+    "note_promises_too_much": "recover_power::test_every_order_of_lost_sectors_leaves_a_prefix",
     "waiters_covered_too_early": "flush::test_the_next_sync_begins_before_the_covered_are_woken",
     "group_commit_forgets_waiter": "flush::test_all_that_come_while_a_sync_runs_share_the_next_one",
     "sealed_file_cut_too_far": "recover::test_a_log_that_was_never_closed_is_found_whole",
+    "closed_file_cut_too_far": "recover::test_a_torn_end_is_cut_and_leaves_zeros",
     # recovery
     "tail_not_checked": "recover_power::test_damage_in_what_was_not_synced_cuts_the_log_there",
+    "durable_offset_forgotten": "recover_power::test_damage_below_what_a_later_batch_says_was_durable_stays",
     "power_loss_not_noticed": "recover_power::test_sectors_that_never_reached_the_drive_cut_the_log_there",
     "damage_cut_as_torn_tail": "recover::test_damage_in_the_middle_stays_and_is_reported_with_its_place",
     "half_append_kept": "recover::test_part_of_an_append_of_several_batches_is_not_kept",
     "tail_not_cleared": "recover::test_a_torn_end_is_cut_and_leaves_zeros",
     "cut_not_synced": "recover_power::test_what_was_cut_is_synced_away_before_the_log_goes_on",
     "lost_segment_kept": "recover_power::test_a_cut_takes_the_later_segments_with_it",
+    "synced_segment_removed": "recover_power::test_a_synced_segment_that_lost_its_schema_stays",
+    "stable_offset_of_recovery_wrong": "producer_state::test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch",
     # checksums, mapped reads, replaced files
     "batch_checksum_ignored": "verify::test_each_kind_of_damage_is_found_with_its_place",
     "header_checksum_ignored": "batch::test_flips_in_frame_and_header_are_detected_without_reading_the_body",
+    "damage_verified_once": "segment::test_damage_is_found_each_time",
     "fault_not_caught": "segment::test_reads_behind_a_file_that_was_cut_are_errors",
+    "mapping_not_retained": "arrow::test_a_child_that_was_moved_out_keeps_the_mapping_alive",
     "replaced_file_not_noticed": "replaced::test_so_does_a_handle_that_may_write",
+    "segment_of_another_partition_read": "segment::test_a_segment_is_recognised_by_its_schema_and_partition",
     "rewrites_not_counted": "rewrite::test_a_process_that_knows_the_old_file_spoils_no_index",
     # the index
     "index_entry_believed": "index::test_an_entry_that_leads_too_far_is_found_out",
@@ -73,7 +88,10 @@ CAUGHT_BY = {
     "old_index_kept": "rewrite::test_an_index_of_the_old_file_would_mislead",
     # the journal
     "journal_not_synced": "journal::test_many_partitions_of_many_topics_share_one_sync",
+    "journal_name_not_synced": "journal::test_a_new_journal_has_its_name_on_the_drive_before_it_promises_anything",
+    "journal_covers_poisoned": "journal::test_a_sync_of_the_journal_promises_nothing_of_a_partition_whose_own_failed",
     "checkpoint_syncs_nothing": "journal::test_a_checkpoint_syncs_each_segment_once",
+    "failed_journal_sync_retried": "journal::test_a_failed_sync_of_the_journal_poisons_what_waited_and_is_not_repeated",
     "replay_skips_last_record": "journal::test_what_only_the_journal_had_comes_back",
     "replay_not_synced": "journal::test_what_was_replayed_is_synced_before_the_journal_is_emptied",
     "replay_without_anchor": "journal::test_damage_below_what_was_synced_is_reported_and_the_rest_comes_back",
@@ -85,15 +103,20 @@ CAUGHT_BY = {
         "producer_state::test_a_fencing_marker_is_written_where_nothing_is_open_and_keeps_zombies_out"
     ),
     "snapshot_of_cut_log_believed": "producer_state::test_a_snapshot_of_a_log_that_was_cut_is_not_believed",
+    "rewritten_producers_ignored": "producer_state::test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over",
+    "open_transaction_expires": "producer_state::test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not",
+    "retry_takes_a_new_sequence": "send_buffer::test_a_batch_that_is_tried_again_keeps_its_sequence_and_holds_up_its_partition_alone",
     "stable_beyond_open": "producer_state::test_an_open_transaction_holds_the_stable_offset_until_its_marker",
     "aborted_records_shown": "producer_state::test_logs_of_transactions_equal_a_model",
     "undecided_records_shown": (
         "producer_state::test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_offset"
     ),
     "abort_marker_commits": "producer_state::test_logs_of_transactions_equal_a_model",
+    "aborted_list_of_another_believed": "producer_state::test_a_sealed_segment_gets_its_list_of_aborted_transactions_when_it_is_flushed",
     # retention, compaction, consolidation
     "unlinked_before_noted": "retain::test_no_file_goes_before_the_drive_has_the_new_start",
     "start_offset_forgotten": "retain::test_the_start_survives_a_process_that_dies",
+    "deleted_records_read": "retain::test_a_log_begins_where_it_was_told_and_whole_segments_below_go",
     "newest_of_key_dropped": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
     "older_of_key_kept": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
     "tombstone_dropped_too_early": (
@@ -103,12 +126,16 @@ CAUGHT_BY = {
     "rewritten_not_synced": (
         "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told"
     ),
+    "rewritten_name_not_synced": "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told",
+    "undecided_segment_rewritten": "rewrite::test_aborted_records_go_committed_ones_stay_and_so_do_the_markers",
+    "damage_rewritten": "rewrite::test_damage_stops_it_and_stays_where_it_is",
     "rewrite_undeletes": "rewrite::test_what_was_deleted_meanwhile_does_not_come_back",
     "dropped_producers_forgotten": "rewrite::test_what_dropped_headers_said_of_producers_is_kept_however_often",
     # waiting
     "wake_up_lost": "wait::test_what_comes_between_looking_and_sleeping_ends_the_sleep",
     "sleep_not_announced": "wait::test_an_append_makes_no_wake_up_call_when_nobody_sleeps",
     "bell_not_rung": "wait::test_a_reader_that_waits_is_woken_by_a_call",
+    "closing_wakes_nobody": "wait::test_closing_one_of_several_topics_ends_a_wait",
     # Arrow
     "arrow_offsets_not_checked": "encode::test_offsets_that_go_back_or_begin_below_zero_are_refused",
     "arrow_views_not_checked": "encode::test_views_outside_their_buffers_are_refused",
