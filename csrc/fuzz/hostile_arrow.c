@@ -288,7 +288,7 @@ static void make_buffers(hostile_input *input, const sc_field *field, struct Arr
     }
 }
 
-static void spoil(hostile_input *input, struct ArrowArray *array)
+static void spoil(hostile_input *input, const sc_field *field, struct ArrowArray *array)
 {
     uint8_t which = hostile_byte(input), flaw = hostile_byte(input) % 9;
     if (flaw == 0) {
@@ -310,7 +310,8 @@ static void spoil(hostile_input *input, struct ArrowArray *array)
         array->children[which % array->n_children] = NULL;
     } else if (flaw == 7) {
         array->dictionary = hostile_memory(sizeof *array->dictionary);
-    } else if (array->buffers[1] != NULL) { /* not where its type may lie; the claimed bytes are there all the same */
+    } else if (array->buffers[1] != NULL &&
+               field->width <= 16) { /* not where its type may lie; the claimed bytes are there all the same */
         uint8_t *moved = hostile_memory(HOSTILE_ROWS * 16 + 1);
         array->buffers[1] = moved + 1;
     }
@@ -343,7 +344,7 @@ struct ArrowArray *hostile_array(hostile_input *input, const sc_layout *layout, 
     for (int32_t i = 0, child = index + 1; i < field->children; i++, child = layout->fields[child].end)
         array->children[i] = hostile_array(input, layout, child, below < 0 ? HOSTILE_ROWS : below);
     if (hostile_byte(input) > WRONG)
-        spoil(input, array);
+        spoil(input, field, array);
     if (array->buffers != NULL) { /* as many as are claimed */
         int64_t count = array->n_buffers < 0 ? 0 : array->n_buffers;
         const void **exact = hostile_memory((size_t)count * sizeof *exact);
