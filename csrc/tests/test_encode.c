@@ -256,6 +256,97 @@ static void test_arrays_of_another_shape_are_refused(void)
     sc_layout_free(layout);
 }
 
+static struct ArrowArray array_of(const void **buffers, int64_t count, int64_t length)
+{
+    return (struct ArrowArray){.length = length, .n_buffers = count, .buffers = buffers};
+}
+
+static int code_of(const sc_layout *layout, struct ArrowArray value, int64_t count)
+{
+    sc_error error;
+    return plan_code(layout, &(sc_batch_input){.count = count, .value = &value}, MAX_RECORD, &error);
+}
+
+static void test_arrays_whose_numbers_cannot_be_are_refused(void)
+{
+    static const int32_t ends[] = {0, 2, 4, 6};
+    static const int64_t wrong[] = {-1, INT64_MIN, INT64_MAX, INT64_MAX / 2, INT64_C(1) << 60};
+    sc_layout *layout = plain_layout(1);
+    const void *buffers[3] = {NULL, ends, "abcdef"};
+    CHECK_EQ(code_of(layout, array_of(buffers, 3, 3), 3), SC_OK);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        struct ArrowArray value = array_of(buffers, 3, 3);
+        value.offset = wrong[i];
+        CHECK_EQ(code_of(layout, value, 3), SC_INVALID);
+        value = array_of(buffers, 3, wrong[i]);
+        CHECK_EQ(code_of(layout, value, 3), SC_INVALID);
+        value = array_of(buffers, 3, 3);
+        value.null_count = wrong[i];
+        CHECK_EQ(code_of(layout, value, 3), wrong[i] == -1 ? SC_OK : SC_INVALID);
+        value = array_of(buffers, wrong[i], 3);
+        CHECK_EQ(code_of(layout, value, 3), SC_INVALID);
+    }
+    sc_layout_free(layout);
+}
+
+static void test_buffers_that_are_not_there_or_lie_askew_are_refused(void)
+{
+    static const int32_t ends[] = {0, 2, 4, 6}, beyond[] = {0, 4, 2, 3};
+    static uint8_t askew[20];
+    sc_layout *layout = plain_layout(1);
+    const void *buffers[3] = {NULL, NULL, "abcdef"};
+    CHECK_EQ(code_of(layout, array_of(NULL, 3, 3), 3), SC_INVALID);
+    CHECK_EQ(code_of(layout, array_of(buffers, 3, 3), 3), SC_INVALID);
+    buffers[1] = ends;
+    struct ArrowArray value = array_of(buffers, 3, 3);
+    value.null_count = 1;
+    CHECK_EQ(code_of(layout, value, 3), SC_INVALID); /* nulls, and no validity */
+    value = array_of(buffers, 3, 3);
+    value.dictionary = &value;
+    CHECK_EQ(code_of(layout, value, 3), SC_INVALID);
+    buffers[2] = NULL;
+    CHECK_EQ(code_of(layout, array_of(buffers, 3, 3), 3), SC_INVALID);
+    buffers[2] = "abcdef";
+    buffers[1] = beyond; /* the first row reaches behind what the last offset claims */
+    CHECK_EQ(code_of(layout, array_of(buffers, 3, 3), 1), SC_INVALID);
+    buffers[1] = askew + 1;
+    CHECK_EQ(code_of(layout, array_of(buffers, 3, 3), 3), SC_INVALID);
+    sc_layout_free(layout);
+}
+
+static void test_views_that_are_copied_get_the_prefix_of_their_bytes(void)
+{
+    static const char text[] = "a text of more than twelve bytes";
+    struct {
+        int32_t size;
+        char prefix[4];
+        int32_t buffer, offset;
+    } view = {20, {'l', 'i', 'e', 's'}, 0, 2};
+    const int64_t sizes[] = {sizeof text};
+    const void *buffers[4] = {NULL, &view, text, sizes};
+    struct ArrowArray value = array_of(buffers, 4, 1);
+    sc_layout *layout = layout_of(schema_new("vu", "value", 0), 1);
+    written out;
+    write_batch(layout, &(sc_batch_input){.count = 1, .value = &value}, &out);
+    const uint8_t *stored = out.array.children[SC_COLUMN_VALUE]->buffers[1];
+    CHECK(memcmp(stored + 4, text + 2, 4) == 0);
+    written_free(&out);
+    sc_layout_free(layout);
+}
+
+static void test_nested_values_that_take_no_bytes_are_bounded_too(void)
+{
+    static const int64_t ends[] = {0, INT64_C(1) << 40};
+    const void *buffers[2] = {NULL, ends};
+    struct ArrowArray nothing = {.length = INT64_C(1) << 40, .null_count = INT64_C(1) << 40}, *child = &nothing;
+    struct ArrowArray value = array_of(buffers, 2, 1);
+    value.n_children = 1;
+    value.children = &child;
+    sc_layout *layout = layout_of(schema_new("+L", "value", 1, schema_new("n", "item", 0)), 1);
+    CHECK_EQ(code_of(layout, value, 1), SC_TOO_LARGE); /* no reader would take the batch */
+    sc_layout_free(layout);
+}
+
 /* ---- messages that are compressed already ------------------------------------------------------------------ */
 
 /* The message of an encoded batch, said to be compressed: its buffers are opaque to C. */
@@ -345,6 +436,10 @@ int main(int argc, char **argv)
     RUN(test_offsets_that_go_back_or_begin_below_zero_are_refused);
     RUN(test_views_outside_their_buffers_are_refused);
     RUN(test_arrays_of_another_shape_are_refused);
+    RUN(test_arrays_whose_numbers_cannot_be_are_refused);
+    RUN(test_buffers_that_are_not_there_or_lie_askew_are_refused);
+    RUN(test_views_that_are_copied_get_the_prefix_of_their_bytes);
+    RUN(test_nested_values_that_take_no_bytes_are_bounded_too);
     RUN(test_a_compressed_message_is_taken_over_whole);
     RUN(test_a_cut_or_foreign_message_is_refused_and_read_inside);
     return 0;

@@ -3,7 +3,7 @@
 #include "metadata.h"
 #include "plain_topic.h"
 
-static int try_layout(struct ArrowSchema *schema, sc_error *error)
+static int look_at(const struct ArrowSchema *schema, sc_error *error)
 {
     uint8_t message[SCHEMA_SIZE];
     sc_layout *layout = NULL;
@@ -11,6 +11,12 @@ static int try_layout(struct ArrowSchema *schema, sc_error *error)
     int code = sc_layout_new(schema, message, SCHEMA_SIZE, DIGITS_AT, 1, &layout, error);
     if (code == SC_OK)
         sc_layout_free(layout);
+    return code;
+}
+
+static int try_layout(struct ArrowSchema *schema, sc_error *error)
+{
+    int code = look_at(schema, error);
     schema_free(schema);
     return code;
 }
@@ -88,7 +94,9 @@ static void test_nested_types_number_their_nodes_depth_first(void)
 
 static void test_types_that_a_log_cannot_hold_are_refused_by_name(void)
 {
-    static const char *const formats[] = {"+us:1,2", "+ud:1", "+r", "+vl", "q", "", "w:-1", "d:1", "x", "+w:x"};
+    static const char *const formats[] = {"+us:1,2", "+ud:1", "+r",        "+vl",           "q",    "",
+                                          "w:-1",    "d:1",   "x",         "+w:x",          "iffy", "t",
+                                          "ts",      "tsx:",  "d:1,2,64x", "w:99999999999", "w:3x"};
     sc_error error;
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         struct ArrowSchema *bad = schema_new(formats[i], "wrong one", 0);
@@ -107,6 +115,39 @@ static void test_children_must_be_as_the_type_says(void)
     CHECK_EQ(try_layout(schema_of_topic(schema_new("+l", "value", 0)), &error), SC_INVALID);
     CHECK_EQ(try_layout(schema_of_topic(schema_new("z", "value", 1, schema_new("i", "x", 0))), &error), SC_INVALID);
     CHECK_EQ(try_layout(schema_of_topic(schema_new("+s", "value", 0)), &error), SC_OK);
+}
+
+static void test_schemas_that_lack_what_the_interface_demands_are_refused(void)
+{
+    sc_error error;
+    for (int flaw = 0; flaw < 4; flaw++) {
+        struct ArrowSchema *pair = schema_new("+s", "value", 2, schema_new("i", "a", 0), schema_new("i", "b", 0));
+        struct ArrowSchema kept = *pair, *second = pair->children[1];
+        if (flaw == 0)
+            pair->format = NULL;
+        if (flaw == 1)
+            pair->children = NULL;
+        if (flaw == 2)
+            pair->children[1] = NULL;
+        if (flaw == 3)
+            pair->n_children = INT64_MIN;
+        struct ArrowSchema *schema = schema_of_topic(pair);
+        CHECK_EQ(look_at(schema, &error), SC_INVALID);
+        *pair = kept;
+        pair->children[1] = second;
+        schema_free(schema);
+    }
+}
+
+static void test_values_that_no_batch_could_hold_are_refused(void)
+{
+    static const char *const formats[] = {"+w:2", "+w:65536", "+w:2147483647"};
+    sc_error error;
+    for (int i = 0; i < 3; i++) {
+        struct ArrowSchema *inner = schema_new("+w:65536", "item", 1, schema_new("w:4096", "item", 0));
+        struct ArrowSchema *schema = schema_of_topic(schema_new(formats[i], "value", 1, inner));
+        CHECK_EQ(try_layout(schema, &error), i == 0 ? SC_OK : SC_INVALID);
+    }
 }
 
 static void test_depth_and_number_of_fields_are_bounded(void)
@@ -173,6 +214,8 @@ int main(int argc, char **argv)
     RUN(test_nested_types_number_their_nodes_depth_first);
     RUN(test_types_that_a_log_cannot_hold_are_refused_by_name);
     RUN(test_children_must_be_as_the_type_says);
+    RUN(test_schemas_that_lack_what_the_interface_demands_are_refused);
+    RUN(test_values_that_no_batch_could_hold_are_refused);
     RUN(test_depth_and_number_of_fields_are_bounded);
     RUN(test_the_five_columns_are_required);
     RUN(test_the_schema_message_gets_the_digits_of_its_partition);

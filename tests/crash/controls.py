@@ -131,6 +131,8 @@ CAUGHT_BY = {
     "damage_rewritten": "rewrite::test_damage_stops_it_and_stays_where_it_is",
     "rewrite_undeletes": "rewrite::test_what_was_deleted_meanwhile_does_not_come_back",
     "dropped_producers_forgotten": "rewrite::test_what_dropped_headers_said_of_producers_is_kept_however_often",
+    "producers_checksum_ignored": "producer_state::test_what_is_encoded_comes_back_and_damage_is_refused",
+    "latest_put_of_key_kept": "rewrite::test_a_map_of_keys_has_the_greatest_offset_and_says_when_it_is_full",
     # waiting
     "wake_up_lost": "wait::test_what_comes_between_looking_and_sleeping_ends_the_sleep",
     "sleep_not_announced": "wait::test_an_append_makes_no_wake_up_call_when_nobody_sleeps",
@@ -141,6 +143,8 @@ CAUGHT_BY = {
     "arrow_views_not_checked": "encode::test_views_outside_their_buffers_are_refused",
     "arrow_shape_not_checked": "encode::test_arrays_of_another_shape_are_refused",
     "stored_buffers_not_checked": "arrow::test_metadata_that_lies_is_an_error",
+    "metadata_not_checked": "metadata::test_every_truncation_is_refused_or_read_inside",
+    "earlier_records_not_valid": "send_buffer::test_columns_hold_what_was_put_whatever_is_null",
     # Python
     "commits_run_ahead": "tests/test_groups.py::test_commits_are_where_the_next_member_goes_on",
     "zombie_commits": "tests/test_groups.py::test_commits_of_a_partition_that_was_given_away_are_fenced",
