@@ -1,4 +1,4 @@
-"""A disk that notes every write and flush, and what is left of it when the power fails: the Python side of block_device.c."""
+"""A disk that notes all writes and flushes, and what is left of it without power: the Python side of block_device.c."""
 
 from __future__ import annotations
 
@@ -177,12 +177,12 @@ def mounted(system: FileSystem, device: Path, folder: Path) -> Iterator[Path]:
 
 
 class Disk:
-    """A disk with a new file system on it. A context manager; behind it `recording` reads what was noted.
+    """A disk with a file system on it, a new one or that of an image. A context manager; then `recording_of` reads it.
 
     path: where the file system is mounted. mark: a file; each write to it is a note in the disk's log.
     """
 
-    def __init__(self, program: Path, system: FileSystem, folder: Path) -> None:
+    def __init__(self, program: Path, system: FileSystem, folder: Path, image: Path | None = None) -> None:
         self.system = system
         self.base = folder / _BASE
         self.path = folder / "mounted"
@@ -192,7 +192,10 @@ class Disk:
         self.mark = self._fuse / "mark"
         self._program = program
         self._stack = contextlib.ExitStack()
-        make_base(system, self.base)
+        if image is None:
+            make_base(system, self.base)
+        else:
+            image.rename(self.base)
 
     def __enter__(self) -> Disk:
         subprocess.run(["cp", "--sparse=always", str(self.base), str(self._image)], check=True)
@@ -226,6 +229,7 @@ class Disk:
                 process.wait()
             process.stdout.close()
             process.stderr.close()
+            self._image.unlink(missing_ok=True)
 
     def note(self, text: str) -> None:
         """Puts a note into the disk's log."""
@@ -264,9 +268,9 @@ class Run(NamedTuple):
 class Loss:
     """The power fails when the disk was told the entries before `at`.
 
-    how: what becomes of the writes since the last flush. "none": no one is there; "all": each one is; "prefix": those up to one of
-    them; "writes": some of them; "sectors": of each some sectors of 512 bytes; "torn": the sectors of each up to one of
-    them. The chance that something is there is `keep`. seed: decides the rest.
+    how: what becomes of the writes since the last flush. "none": no one is there; "all": each one is; "prefix": those
+    up to one of them; "writes": some of them; "sectors": of each some sectors of 512 bytes; "torn": the sectors of each
+    up to one of them. The chance that something is there is `keep`. seed: decides the rest.
     """
 
     at: int
@@ -291,14 +295,23 @@ class Recording:
         """Each note, and the number of its entry."""
         return [(i, bytes(e.data).decode()) for i, e in enumerate(self.entries) if e.kind == Kind.MARK]
 
-    def choose(self, count: int, first: int, end: int, chance: random.Random) -> list[Loss]:
-        """Losses of power between two entries, by time; half of them just before a flush, when most is in the balance."""
+    def without_flushes(self) -> Recording:
+        """What it would have been told, had the flushes not come through."""
+        return Recording(self.system, self.base, [entry for entry in self.entries if entry.kind != Kind.FLUSH])
+
+    def choose(self, count: int, chance: random.Random, hows: Sequence[str] = HOWS) -> list[Loss]:
+        """Losses of power from the first note to the last, by time; without notes at any time.
+
+        Half of them come just before a flush, when most is in the balance.
+        """
+        notes = [i for i, _ in self.notes()] or [0, len(self.entries)]
+        first, end = notes[0], notes[-1]
         flushes = [i for i in self.flushes if first <= i < end]
         losses = []
         for _ in range(count):
-            at = chance.choice(flushes) if chance.random() < 0.5 else chance.randint(first, end)
+            at = chance.choice(flushes) if flushes and chance.random() < 0.5 else chance.randint(first, end)
             keep = chance.choice([0.02, 0.1, 0.5, 0.9, 0.98])
-            losses.append(Loss(at, chance.choice(HOWS), keep, chance.getrandbits(32)))
+            losses.append(Loss(at, chance.choice(list(hows)), keep, chance.getrandbits(32)))
         return sorted(losses, key=lambda loss: loss.at)
 
     def unflushed(self, at: int) -> tuple[int, list[Entry]]:

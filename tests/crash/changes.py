@@ -1,7 +1,7 @@
-"""What the children do on a disk that loses power: every kind of change, each noted on the disk before and behind it.
+"""What the children do on a disk that loses power: every kind of change, noted on the disk before and behind it.
 
-Each role is a thread with topics of its own. A note is a line of JSON: [number, role, what, arguments] before a change and
-[number, result] when it was acknowledged; `promises` says what follows from them.
+Each role is a thread with topics of its own. A note is a line of JSON: [number, role, what, arguments] before a change
+and [number, result] when it was acknowledged; `promises` says what follows from them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _BOOT_ID = b"/proc/sys/kernel/random/boot_id"
 _CLONE_NEWNS, _MS_REC_PRIVATE, _MS_BIND = 0x20000, 0x44000, 0x1000
 
 
-def be_of_another_boot(folder: Path) -> None:
-    """From now on this process, which must have one thread, sees another boot id; nobody else does."""
+def be_of_another_boot(folder: Path, boot: int) -> None:
+    """From now on this process, which must have one thread, sees another boot id, made of `boot`."""
     libc = ctypes.CDLL(None, use_errno=True)
     given = folder / f"boot-id-{os.getpid()}"
-    given.write_text(f"{uuid.UUID(int=1)}\n")
+    given.write_text(f"{uuid.UUID(int=boot)}\n")
     for result in (
         libc.unshare(_CLONE_NEWNS),
         libc.mount(None, b"/", None, _MS_REC_PRIVATE, None),
@@ -292,8 +292,8 @@ def retain(work: Work, round_number: int) -> None:
 ROLES: dict[str, Callable[[Work, int], None]] = {
     function.__name__: function
     for function in (
-        append_durably, append_more_durably, append_to_the_system, produce, copy, read_and_commit, change_topics, rewrite,
-        retain,
+        append_durably, append_more_durably, append_to_the_system, produce, copy, read_and_commit, change_topics,
+        rewrite, retain,
     )
 }  # fmt: skip
 
@@ -308,15 +308,13 @@ def make_changes(
 
     The last store is not closed. folder: for a file for a moment.
     """
-    be_of_another_boot(Path(folder))
+    be_of_another_boot(Path(folder), 1)
     notes = Notes(mark)
     for round_number in range(rounds):
         store = sc.open(store_path, durability="disk", maintenance=False)
         failures: list[BaseException] = []
-        threads = [
-            threading.Thread(target=_play, args=(Work(store, notes, role, f"{seed} {round_number}", calls), round_number, failures))
-            for role in roles
-        ]  # fmt: skip
+        works = [Work(store, notes, role, f"{seed} {round_number}", calls) for role in roles]
+        threads = [threading.Thread(target=_play, args=(work, round_number, failures)) for work in works]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -335,6 +333,14 @@ def _play(work: Work, round_number: int, failures: list[BaseException]) -> None:
         ROLES[work.role](work, round_number)
     except BaseException as failure:
         failures.append(failure)
+
+
+def recover(channel: Channel, folder: str, store_path: str) -> None:
+    """Opens a store after a loss of power, reads all of it and closes it: all that recovery does. Says DONE."""
+    be_of_another_boot(Path(folder), 2)
+    with sc.open(store_path, durability="disk", maintenance=False) as store:
+        store.verify()
+    channel.send("DONE")
 
 
 def sync_now_and_then(channel: Channel, folder: str, seed: int) -> None:
