@@ -168,9 +168,10 @@ static int make_file(sc_journal *journal, sc_error *error)
     snprintf(temporary, sizeof temporary, "%s.tmp", journal->path);
     (void)sc_os.unlink(temporary);
     int fd = sc_os.open(temporary, SC_OPEN_CREATE);
-    sc_journal_header header = {.generation = 0, .area = journal->area, .start = journal->area};
+    sc_journal_header header = {
+        .generation = 0, .area = atomic_load(&journal->area), .start = atomic_load(&journal->area)};
     int code = SC_OK;
-    if (fd < 0 || fill_with_zeros(fd, SC_JOURNAL_AREA_AT + journal->area) != 0)
+    if (fd < 0 || fill_with_zeros(fd, SC_JOURNAL_AREA_AT + atomic_load(&journal->area)) != 0)
         code = sc_fail_os(error, "cannot make the journal", temporary);
     if (code == SC_OK)
         code = sc_journal_write_header(fd, temporary, &header, error);
@@ -204,7 +205,7 @@ static int adopt(sc_journal *journal, int fd, sc_error *error)
         atomic_store(&shared->head, header.start);
     }
     atomic_store(&shared->emptying, 0);
-    journal->area = header.area;
+    atomic_store(&journal->area, header.area);
     return SC_OK;
 }
 
@@ -308,7 +309,7 @@ int sc_journal_open(const char *folder, int64_t area, sc_journal **out, sc_error
     sc_journal *journal = calloc(1, sizeof *journal);
     if (journal == NULL)
         return sc_fail_memory(error);
-    journal->area = area == 0 ? SC_JOURNAL_AREA : sc_journal_page_ceiling(area);
+    atomic_init(&journal->area, area == 0 ? SC_JOURNAL_AREA : sc_journal_page_ceiling(area));
     journal->state_fd = journal->direct_fd = -1;
     atomic_init(&journal->fd, -1);
     atomic_init(&journal->references, 1);
@@ -440,9 +441,9 @@ static int write_locked(sc_journal *journal, uint8_t *records, int64_t size, boo
     if (code != SC_OK)
         return code;
     int64_t start = atomic_load(&shared->start), lsn = atomic_load(&shared->head);
-    if (size > journal->area / 2)
+    if (size > atomic_load(&journal->area) / 2)
         return SC_END;
-    *full = lsn + size > start + journal->area;
+    *full = lsn + size > start + atomic_load(&journal->area);
     if (*full)
         return SC_OK;
     *end = place_records(journal, records, size, lsn);
@@ -501,7 +502,7 @@ int sc_journal_sync(sc_journal *journal, int64_t end, sc_error *error)
 bool sc_journal_is_filling(const sc_journal *journal)
 {
     const sc_journal_shared *shared = journal->shared;
-    return atomic_load(&shared->head) - atomic_load(&shared->checkpointed) > journal->area / 2;
+    return atomic_load(&shared->head) - atomic_load(&shared->checkpointed) > atomic_load(&journal->area) / 2;
 }
 
 /* ---- checkpoints --------------------------------------------------------------------------------------------- */
@@ -560,7 +561,7 @@ static int add_segments(segment_set *set, const sc_journal_record *record, sc_er
 static int read_record(sc_journal *journal, int64_t lsn, sc_journal_record **record, sc_error *error)
 {
     sc_journal_record head;
-    int64_t at = lsn - atomic_load(&journal->shared->start), left = journal->area - at,
+    int64_t at = lsn - atomic_load(&journal->shared->start), left = atomic_load(&journal->area) - at,
             position = SC_JOURNAL_AREA_AT + at;
     int fd = atomic_load(&journal->fd);
     if (sc_os_read_whole(fd, &head, sizeof head, position) != 0)

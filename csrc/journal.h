@@ -122,7 +122,7 @@ struct sc_journal {
     int state_fd;
     bool guarded;
     sc_journal_shared *shared;
-    int64_t area;                /* wanted when the file is made; then that of the file */
+    _Atomic int64_t area;        /* wanted when the file is made; then that of the file */
     pthread_mutex_t write_mutex; /* each before the lock of its kind */
     pthread_mutex_t sync_mutex;
     pthread_mutex_t checkpoint_mutex;
