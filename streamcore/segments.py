@@ -51,11 +51,13 @@ def segments_of(handle: TopicHandle, partition: int) -> list[Segment]:
     core = handle.open()
     for attempt in itertools.count():
         found: list[Segment] = []
+        start = _start_of(handle, partition)
         try:
             while (one := handle.call(partial(core.segment, partition, len(found)))) is not None:
                 found.append(Segment(partition, *one))
         except (StorageError, CorruptionError):
-            if attempt == STALE_RETRIES or not _lost_segments(handle, found, partition):
+            moved = _start_of(handle, partition) > start or _lost_segments(handle, found, partition)
+            if attempt == STALE_RETRIES or not moved:
                 raise
             continue
         if attempt == STALE_RETRIES or not _lost_segments(handle, found, partition):
@@ -66,5 +68,8 @@ def segments_of(handle: TopicHandle, partition: int) -> list[Segment]:
 def _lost_segments(handle: TopicHandle, found: list[Segment], partition: int) -> bool:
     """Whether segments were removed while they were listed."""
     gaps = any(before.end_offset != behind.base_offset for before, behind in itertools.pairwise(found))
-    start = handle.call(lambda: handle.open().describe(partition, False))[0]
-    return gaps or (len(found) > 1 and found[1].base_offset <= start)
+    return gaps or (len(found) > 1 and found[1].base_offset <= _start_of(handle, partition))
+
+
+def _start_of(handle: TopicHandle, partition: int) -> int:
+    return int(handle.call(lambda: handle.open().describe(partition, False))[0])

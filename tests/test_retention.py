@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import itertools
 import logging
 import multiprocessing
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import streamcore as sc
 from streamcore.retention import FUTURE_MS_MAX, apply_retention
+from streamcore.topic_handle import TopicHandle
 
 DAY_MS = 24 * 3600 * 1000
 NOW = 1_700_000_000_000
@@ -206,6 +208,27 @@ def test_readers_see_whole_logs_while_another_process_deletes(store_path: Path) 
 
 
 # ---- time and size ---------------------------------------------------------------------------------------------
+
+
+def test_a_log_that_is_emptied_while_its_segments_are_listed_is_listed_anew(
+    store: sc.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = store.create_topic("clicks", retention_ms=1)
+    topic.append([b"x"] * 10, timestamps=1)
+    real = TopicHandle.call
+    missing = []
+
+    def call(self: TopicHandle, function: Callable[[], Any]) -> Any:
+        if getattr(function, "args", ()) == (0, 0) and not missing:  # the first segment, whose file is gone by then
+            missing.append(topic.segments)
+            topic.delete_records("latest")
+            raise sc.StorageError(errno.ENOENT, "cannot open a segment", "00000000000000000000.arrows")
+        return real(self, function)
+
+    monkeypatch.setattr(TopicHandle, "call", call)
+    assert apply_retention(topic).removed == ()
+    assert missing
+    assert [segment.base_offset for segment in topic.segments()] == [10]
 
 
 def test_segments_whose_newest_record_is_too_old_go(make_topic: Callable[..., sc.Topic]) -> None:

@@ -20,7 +20,7 @@ FLOORS = {
     "anonymous": 4 << 20, "descriptors": 8, "mappings": 40, "threads": 3,
     "bytes": 4 << 20, "files": 60, "catalog": 256 << 10, "wal": 2 << 20, "journal": 1 << 20,
 }  # fmt: skip
-_POINTS_MAX = 100
+_POINTS_MIN, _POINTS_MAX = 8, 100
 
 
 class Growth(NamedTuple):
@@ -57,11 +57,11 @@ class Figures:
             self.note(time_s, kind, "the store", value)
 
     def growths(self, floors_times: float = 1.0) -> Iterator[Growth]:
-        """Of each figure with at least ten points in its second half."""
+        """Of each figure with enough points in its second half."""
         for name, points in self.points.items():
             duration = points[-1][0] - points[0][0]
             late = [point for point in points if point[0] >= points[0][0] + duration / 2]
-            if len(late) >= 10:
+            if len(late) >= _POINTS_MIN:
                 median = statistics.median(value for _, value in late)
                 allowed = max(PART_MAX * median, floors_times * FLOORS[name.split(" of ")[0]])
                 yield Growth(name, median, slope(downsampled(late, _POINTS_MAX)) * duration, allowed)

@@ -92,12 +92,12 @@ class Worker:
 
     def _leak(self) -> None:
         if self.bug == "keeps descriptors":
-            self._hoard.append(os.open("/dev/null", os.O_RDONLY))
+            self._hoard += [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
         elif self.bug == "keeps memory":
-            self._hoard.append(os.urandom(1 << 18))
-        elif self.bug == "keeps mappings":
-            access = mmap.PROT_READ | (mmap.PROT_WRITE if len(self._hoard) % 2 else 0)
-            self._hoard.append(mmap.mmap(-1, 4096, prot=access))
+            self._hoard.append(os.urandom(1 << 20))
+        elif self.bug == "keeps mappings":  # side by side with others of the same rights they would be one
+            for access in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE) * 20:
+                self._hoard.append(mmap.mmap(-1, 4096, prot=access))
 
 
 # ---- writers ------------------------------------------------------------------------------------------------------
@@ -294,6 +294,9 @@ def copy_at_least_once(
             records = member.poll(100, worker.chance.choice([20, 100, 400]))
             for partition, some in _by_partition(records).items():
                 noted.append([record.value for record in some], partition=partition)
+            if bug == "goes back" and records and records[0].offset > 0:
+                member.commit({(EVENTS, records[0].partition): 0})
+                continue
             if records:
                 try:
                     member.commit()
@@ -523,6 +526,8 @@ def maintain(channel: Channel, store_path: str, acks: str, writer: int, seed: in
                 for what, count in run.done.items():
                     if count:
                         channel.send("DONE", run.task, what, count)
+            if bug == "deletes early":
+                store.topic(PLAIN).delete_records("latest")
             if writer % 2:
                 table = store.topic(TABLE)
                 if worker.chance.random() < 0.1:

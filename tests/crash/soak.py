@@ -36,14 +36,13 @@ DRAIN_S = 120.0
 _KILLED = {"exact": 2}  # one of each other role
 _POINTS_KEPT = 60
 _WORD_S = 0.3
+_WARM_S = 150.0
+_SAMPLES_MIN = 24
 Key = tuple[str, int]
 
 
 class Plan(NamedTuple):
-    """How a soak goes. bugs: what the process of a role in slot 0, which is never killed, does wrong.
-
-    grace: by how much the floors of `flatness` are raised, as where caches are still being filled.
-    """
+    """How a soak goes. bugs: what the process of a role in slot 0, which is never killed, does wrong."""
 
     seconds: float
     folder: Path
@@ -51,8 +50,16 @@ class Plan(NamedTuple):
     kills_per_s: float = 1.5
     roles: tuple[str, ...] = tuple(ROLES)
     bugs: dict[str, str] = {}  # noqa: RUF012
-    grace: float = 1.0
-    sample_s: float = 1.0
+
+    @property
+    def sample_s(self) -> float:
+        """How often figures are taken."""
+        return min(1.0, self.seconds / 50)
+
+    @property
+    def floors_times(self) -> float:
+        """By how much the floors of `flatness` are raised: a short run is not over when caches are full."""
+        return max(1.0, _WARM_S / self.seconds)
 
 
 class Report(NamedTuple):
@@ -252,7 +259,7 @@ class Soak:
             self._check_end(store, crew.counts)
         with sc.open(self._store_path, "r") as store:
             assert store.verify() == []
-        return Report(seconds, dict(crew.counts), list(self.figures.growths(self._plan.grace)), self.figures)
+        return Report(seconds, dict(crew.counts), list(self.figures.growths(self._plan.floors_times)), self.figures)
 
     def _work(self, crew: Crew, store: sc.Store) -> int:
         """Kills, suspends, watches; the number of segments that were seen."""
@@ -264,7 +271,8 @@ class Soak:
         offsets = Offsets(store)
         seen: dict[tuple[str, int], set[str]] = collections.defaultdict(set)
         rolled = 0
-        while (now := time.monotonic()) < end:
+        samples = 0
+        while (now := time.monotonic()) < end or samples < _SAMPLES_MIN:  # where the machine is busy: longer
             crew.read_all()
             crew.resume()
             if now >= kill_at:
@@ -275,6 +283,7 @@ class Soak:
                 suspend_at = now + chance.uniform(2, 6)
             if now >= sample_at:
                 sample_at = now + self._plan.sample_s
+                samples += 1
                 offsets.check()
                 rolled += _new_segments(self._store_path, seen)
                 self._sample(crew, now - begin)
@@ -366,9 +375,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder; it must not exist")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills-per-second", type=float, default=1.5)
-    parser.add_argument("--grace", type=float, default=1.0, help="by how much the floors are raised")
     given = parser.parse_args()
-    plan = Plan(given.seconds, given.out, given.seed, given.kills_per_second, grace=given.grace)
+    plan = Plan(given.seconds, given.out, given.seed, given.kills_per_second)
     console = Console()
     with Progress(console=console) as progress, fork_server() as server:
         task = progress.add_task("soak", total=given.seconds)
