@@ -552,3 +552,44 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = hypothesis.settings(max_examples=30, stateful_step_count=25)
+
+
+@pytest.mark.parametrize("reading", ["table", "latest"])
+def test_no_key_is_missed_by_who_reads_while_another_compacts(
+    reading: str, store: sc.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two scans of a reader a newer record of the key comes, and the one that it would find is dropped."""
+    with sc.open(store.path, maintenance=False) as writer:
+        real = sc.Topic.scan
+        fatal, scans = 1, 0
+        interfered = True
+        while interfered:
+            name = f"{reading}-{fatal}"
+            other = writer.create_topic(name, cleanup="compact")
+            other.append([b"old", b"else"], keys=[b"key", b"another"])
+            other.roll()
+            scans, interfered = 0, False
+
+            def scan(self: sc.Topic, *arguments: Any, **bounds: Any) -> sc.Scan:
+                nonlocal scans, interfered
+                scans += self.store is store
+                if scans == fatal and not interfered:  # noqa: B023
+                    interfered = True
+                    other.append([b"new"], keys=[b"key"])  # noqa: B023
+                    other.roll()  # noqa: B023
+                    assert other.compact()  # noqa: B023
+                return real(self, *arguments, **bounds)
+
+            monkeypatch.setattr(sc.Topic, "scan", scan)
+            topic = store.topic(name)
+            if reading == "table":
+                found = {row["key"]: row["value"] for row in topic.table(columns=["key", "value"]).to_pylist()}
+                assert found[b"another"] == b"else"
+                assert found[b"key"] in (b"old", b"new")
+            else:
+                latest = topic.latest(b"key")
+                assert latest is not None
+                assert latest.value in (b"old", b"new")
+            monkeypatch.setattr(sc.Topic, "scan", real)
+            fatal += 1
+        assert fatal > 3
