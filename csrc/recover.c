@@ -449,8 +449,8 @@ static int walk(recovery *self, place *at)
             return code;
         *at = (place){.segment = number, .stable_offset = -1};
         code = file_size_of(self, segment, &at->file_size);
-        if (code == SC_OK) {
-            at->position = sc_segment_seek(segment, mapping, self->durable_offset, at->file_size, &at->offset);
+        if (code == SC_OK) { /* before what is durable: a note without records may lie at that very offset */
+            at->position = sc_segment_seek(segment, mapping, self->durable_offset - 1, at->file_size, &at->offset);
             code = walk_segment(self, at, mapping, &cut);
         }
         sc_mapping_release(mapping);

@@ -206,6 +206,33 @@ static void test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage
     folder_remove(path);
 }
 
+/* It takes no offset: the record behind it has the same one, and may be what is known of the place. */
+static void test_a_torn_note_before_unsynced_records_cuts_the_log_there(void)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_error error;
+    int64_t base;
+    append_records(topic, 0, 0, 40);
+    CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
+    topic_close(topic);
+    topic = topic_open(path, true);
+    append_records(topic, 0, 40, 10);
+    topic_abandon(topic);
+    segment_file(file, path, 0, 40);
+    CHECK(found_end(file) > SCHEMA_SIZE + 1024); /* the note, and the records */
+    file_zero(file, SCHEMA_SIZE, 64);
+    pretend_power_loss(path);
+    for (int writable = 0; writable < 2; writable++) {
+        topic = topic_open(path, writable != 0);
+        CHECK_EQ(end_of(topic, 0), 40);
+        check_records(topic, 0, 0, 40);
+        topic_close(topic);
+    }
+    check_log(path, 40);
+    folder_remove(path);
+}
+
 /* ---- who knows that the machine went down ----------------------------------------------------------------------- */
 
 static void make_two_partitions(void)
@@ -479,6 +506,7 @@ int main(int argc, char **argv)
     RUN(test_a_lost_unsynced_middle_segment_cuts_the_log_before_it);
     RUN(test_an_unsynced_segment_that_lost_its_schema_is_cut_with_its_batches);
     RUN(test_a_synced_segment_that_lost_its_schema_stays);
+    RUN(test_a_torn_note_before_unsynced_records_cuts_the_log_there);
     RUN(test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage);
     RUN(test_a_session_that_did_not_touch_a_partition_does_not_hide_the_power_loss);
     RUN(test_a_second_writer_knows_of_the_power_loss_too);

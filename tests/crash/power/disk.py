@@ -370,8 +370,24 @@ class Disk:
         elif kind in (Kind.SYNC, Kind.SYNC_DATA):
             file.sync()
 
+    @classmethod
+    def of_folder(cls, root: Path) -> Disk:
+        """Files that are there when a recording begins: all of it is on the drive."""
+        disk = cls()
+        for path in sorted(root.rglob("*")):
+            name = str(path.relative_to(root))
+            if path.is_dir():
+                disk.names.add(-1, name, None)
+                continue
+            inode = path.stat().st_ino
+            disk.names.add(-1, name, inode)
+            disk.files[inode] = file = File(inode)
+            file.write(-1, 0, path.read_bytes(), grows=True)
+        disk.settle()
+        return disk
+
     def settle(self) -> None:
-        """All of it is on the drive: what was there when the recording began."""
+        """All of it is on the drive."""
         for file in self.files.values():
             file.sync()
         for change in self.names.pending:

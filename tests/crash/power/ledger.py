@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 Offsets = dict[tuple[str, str, int], int]  # group, topic, partition
+Starts = dict[tuple[str, int], int]  # topic, partition
 
 
 @dataclasses.dataclass(eq=False)
@@ -28,7 +31,8 @@ class Part:
 
 @dataclasses.dataclass(eq=False)
 class Transaction:
-    """`state`: open, committing, committed, aborting or aborted. `change`: of the catalog, by which it is decided."""
+    """`state`: open, committing, committed, aborting, aborted, or torn: a loss of power left a part of it, which only a
+    transaction that was not durable allows. `change`: of the catalog, by which it is decided."""
 
     number: int
     durable: bool
@@ -53,6 +57,17 @@ class Log:
     def known_end(self) -> int:
         """Behind the last record that is known."""
         return self.placed[-1].end if self.placed else 0
+
+    def settle(self, present: Callable[[Part], int | None], start: int) -> None:
+        """What was found is there to stay."""
+        for part in self.placed + self.coming:
+            part.first = present(part)
+        self.placed = sorted(
+            (part for part in self.placed + self.coming if part.first is not None), key=lambda part: part.first or 0
+        )
+        self.coming = []
+        self.durable_end = self.known_end
+        self.start = self.start_max = start
 
     def place(self, part: Part, first: int) -> None:
         """A part's offsets are known."""
@@ -117,6 +132,23 @@ class Ledger:
 
     def _nothing(self, *notes: dict[str, Any]) -> None:
         pass
+
+    def settle(self, number: int, present: Callable[[tuple[str, int], Part], int | None], starts: Starts) -> None:
+        """After the loss of power what was found is what there is, and it is on the drive.
+
+        number: of the facts that the catalog has. present(topic and partition, part): where the records of a part were
+        found; None: they were not. starts: of the logs.
+        """
+        facts = self.facts[number]
+        self.facts, self.durable_facts = [facts], 0
+        self._begun.clear()
+        self.doing = "nothing"
+        kept = {}
+        for (topic, life, partition), log in self.logs.items():
+            if topic in facts.topics and facts.topics[topic].life == life:
+                kept[topic, life, partition] = log
+                log.settle(functools.partial(present, (topic, partition)), starts[topic, partition])
+        self.logs = kept
 
     # ---- sessions ----
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import random
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _columns(table: pa.Table, *names: str) -> Iterator[list[int]]:
 
 def _may_be_gone(log: Log, part: Part) -> bool:
     """Records of transactions that are not committed go when their segment is rewritten."""
-    return log.rewritten and part.transaction is not None and part.transaction.state != "committed"
+    return log.rewritten and part.transaction is not None and part.transaction.state not in ("committed", "torn")
 
 
 class Checker:
@@ -121,6 +122,48 @@ class Checker:
     def __init__(self, ledger: Ledger, shape: Shape) -> None:
         self._ledger = ledger
         self._shape = shape
+
+    def settle(self, store_path: Path) -> Ledger:
+        """A ledger of what is there now, for who goes on with the store. The store is changed."""
+        ledger = copy.deepcopy(self._ledger)
+        with sc.open(store_path, maintenance=False) as store:
+            logs = self.check(store, writable=True)
+            seen = facts_of(store)
+        number = max(number for number, facts in enumerate(ledger.facts) if facts.seen() == seen)
+        self._settle_transactions(ledger, logs, number)
+
+        def present(at: tuple[str, int], part: Part) -> int | None:
+            found = logs[at]
+            if part.first is None:
+                return self._find(part, found)
+            return part.first if found.offsets and part.first <= found.offsets[-1] else None
+
+        ledger.settle(number, present, {place: found.start for place, found in logs.items()})
+        return ledger
+
+    def _settle_transactions(self, ledger: Ledger, logs: Logs, number: int) -> None:
+        """What is seen is committed for good, unless a part of it was lost with the power; the rest is not."""
+        facts = ledger.facts[number]
+        for transaction in ledger.transactions.values():
+            shown = []
+            for (name, life, partition), log in ledger.logs.items():
+                if name not in facts.topics or facts.topics[name].life != life:
+                    continue
+                for owner, part in transaction.parts:
+                    if owner is log:
+                        found = logs[name, partition]
+                        first = self._find(part, found) if part.first is None else part.first
+                        shown.append(first is not None and (first in found.committed or first < found.start))
+            decided = transaction.state in ("committed", "committing", "torn")
+            if decided and any(shown):
+                transaction.state = "committed" if all(shown) else "torn"
+            elif not (decided and self._is_compacted(ledger, transaction)):
+                transaction.state = "aborted"
+            transaction.change = 0
+
+    @staticmethod
+    def _is_compacted(ledger: Ledger, transaction: Transaction) -> bool:
+        return any(log.compacted for log, _ in transaction.parts)
 
     def check_reader(self, store_path: Path) -> None:
         """Of what no writer has repaired yet."""
@@ -294,6 +337,8 @@ class Checker:
         self, transaction: Transaction, shown: list[bool], fitting: list[int], *, writable: bool
     ) -> None:
         what = f"transaction {transaction.number} ({transaction.state})"
+        if transaction.state == "torn":
+            return
         if transaction.state not in ("committing", "committed"):
             assert not any(shown), f"{what} is seen"
         elif transaction.durable and writable:

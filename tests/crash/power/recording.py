@@ -11,11 +11,10 @@ import pickle
 import subprocess
 import sys
 import traceback
-import uuid
 from pathlib import Path
 from typing import Any
 
-from ..system_calls import Event, SystemCalls, environment, read_trace
+from ..system_calls import Event, SystemCalls, environment, other_boot_id, read_trace
 from .workloads import WORKLOADS, Memory, run_session
 
 
@@ -24,18 +23,12 @@ class Recorder:
 
     def __init__(self, library: Path, folder: Path) -> None:
         self.folder = folder
-        self._boot_id = folder / "boot_id"
-        self.change_boot_id()
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
-            env={**environment(library, folder / "nothing", boot_id=self._boot_id), "PYTHONSAFEPATH": "1",
+            env={**environment(library, folder / "nothing", boot_id=other_boot_id(folder)), "PYTHONSAFEPATH": "1",
                  "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-
-    def change_boot_id(self) -> None:
-        """Sessions from now on are of a machine that was started anew."""
-        self._boot_id.write_text(f"{uuid.uuid4()}\n")
 
     def session(self, workload: str, store_path: Path, seed: str, memory: Memory) -> tuple[list[Event], Memory]:
         """Runs one; returns its trace, relative to the store's parent, and what it leaves to the next one."""
@@ -51,9 +44,8 @@ class Recorder:
         assert answer == "0\n", f"the session of {workload} failed: {answer!r}"
         return list(read_trace(trace)), pickle.loads(left.read_bytes())
 
-    def run(self, workload: str, seed: str, root: Path) -> list[Event]:
+    def run(self, workload: str, seed: str, root: Path, memory: Memory) -> list[Event]:
         """All sessions of a workload, one behind the other, in a store below `root`."""
-        memory = Memory()
         events = []
         for number in range(WORKLOADS[workload].sessions):
             trace, memory = self.session(workload, root / "store", f"{seed} {number}", memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import pickle
 import random
@@ -17,11 +18,12 @@ from typing import NamedTuple
 from ..system_calls import Event, Kind, build_library
 from .disk import Disk, State
 from .ledger import Ledger
-from .promises import check_state
+from .promises import Checker, check_state
 from .recording import Recorder
-from .workloads import WORKLOADS, make_small
+from .workloads import WORKLOADS, Memory, make_small
 
 _STATES_PER_POINT = 3
+_NEXT_LIFE = 1 << 16  # numbers that an earlier life of the store has not used
 _WEIGHTS = {
     Kind.SYNC: 6, Kind.SYNC_DATA: 4, Kind.SYNC_FOLDER: 6, Kind.RENAME: 8, Kind.UNLINK: 6, Kind.RMDIR: 6, Kind.MKDIR: 4,
     Kind.CREATE: 4, Kind.NOTE: 3, Kind.TRUNCATE: 4, Kind.ALLOCATE: 2, Kind.ZERO: 4, Kind.WRITE: 2, Kind.STORE: 1,
@@ -59,31 +61,37 @@ class Outcome:
 
 
 class Trace(NamedTuple):
-    """A recording of a workload."""
+    """A recording of a workload. `origin`: what was on the drive, and had been promised, when it began."""
 
     workload: str
     events: list[Event]
+    origin: tuple[Disk, Ledger] | None = None
+
+    def begin(self) -> tuple[Disk, Ledger]:
+        """The drive and the promises before the first event."""
+        return (Disk(), Ledger()) if self.origin is None else copy.deepcopy(self.origin)
 
     def save(self, folder: Path) -> Path:
         """Into a file of its own."""
         with tempfile.NamedTemporaryFile(prefix="trace-", suffix=".pickle", dir=folder, delete=False) as file:
-            pickle.dump((self.workload, [tuple(event) for event in self.events]), file)
+            pickle.dump(self, file)
         return Path(file.name)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
         """What was saved."""
-        workload, events = pickle.loads(path.read_bytes())
-        return cls(workload, [Event(*event) for event in events])
+        loaded = pickle.loads(path.read_bytes())
+        assert isinstance(loaded, cls)
+        return loaded
 
 
-def choose_points(events: Sequence[Event], count: int, chance: random.Random) -> list[int]:
-    """Numbers of events behind which the power goes, in their order.
+def choose_points(events: Sequence[Event], ledger: Ledger, count: int, chance: random.Random) -> list[int]:
+    """Numbers of events behind which the power goes, in their order. `ledger`: of before them; it is used up.
 
     What a store does has equal shares, however many events it takes: of those, moments beside syncs and changed names
     are the likeliest.
     """
-    doing = _doing(events)
+    doing = _doing(events, ledger)
     places: dict[str, list[int]] = {}
     for number, what in enumerate(doing):
         places.setdefault(what, []).append(number)
@@ -101,14 +109,19 @@ def _weight_behind(events: Sequence[Event], number: int) -> int:
     return _WEIGHTS[events[number + 1].kind] if number + 1 < len(events) else 3
 
 
-def _doing(events: Sequence[Event]) -> list[str]:
-    ledger = Ledger()
+def _doing(events: Sequence[Event], ledger: Ledger) -> list[str]:
     doing = []
     for event in events:
         if event.kind is Kind.NOTE:
             ledger.take(event.data)
         doing.append(ledger.doing)
     return doing
+
+
+def memory_of(ledger: Ledger) -> Memory:
+    """What a session must know to go on."""
+    topics = {name: {"partitions": facts.partitions} for name, facts in ledger.facts[-1].topics.items()}
+    return Memory(number=_NEXT_LIFE, call=_NEXT_LIFE, topic=_NEXT_LIFE, topics=topics)
 
 
 class Simulator:
@@ -119,7 +132,7 @@ class Simulator:
         self._folder = Path(tempfile.mkdtemp(prefix="streamcore-power-", dir=memory if memory.is_dir() else None))
         self._kept = kept
         self._library = build_library(self._folder)
-        self._recorder: Recorder | None = None
+        self._recorders: dict[int, Recorder] = {}
         make_small()
 
     def record(self, workload: str, seed: str) -> Trace:
@@ -128,25 +141,50 @@ class Simulator:
 
     def record_and_keep(self, workload: str, seed: str) -> tuple[Trace, dict[str, tuple[int, bytes]]]:
         """Runs a workload; also returns the size, and the content up to the zeros at its end, of each file."""
-        if self._recorder is None:
-            self._recorder = Recorder(self._library, self._folder)
         root = self._folder / "recorded"
         root.mkdir()
         try:
-            events = self._recorder.run(workload, seed, root)
+            events = self._recorder(1).run(workload, seed, root, Memory())
             files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
             return Trace(workload, events), {name: (len(d), d.rstrip(b"\0")) for name, d in files.items()}
         finally:
             shutil.rmtree(root)
+
+    def record_another_life(self, trace: Trace, seed: str) -> Trace:
+        """Loses power once in a recording, and runs the workload again on what is left."""
+        [(_, _, state, ledger)] = self.states(trace, 1, seed, 1)
+        root = self._folder / "recorded"
+        root.mkdir()
+        try:
+            state.write(root)
+            settled = Checker(ledger, WORKLOADS[trace.workload].shape).settle(root / "store")
+            shutil.rmtree(root)
+            root.mkdir()
+            state.write(root)
+            origin = Disk.of_folder(root), settled
+            events = self._recorder(2 if trace.origin is None else 3).run(
+                trace.workload, f"{seed} again", root, memory_of(settled)
+            )
+            return Trace(trace.workload, events, origin)
+        finally:
+            shutil.rmtree(root)
+
+    def _recorder(self, boot: int) -> Recorder:
+        """Whose sessions run on a machine that was started so often."""
+        if boot not in self._recorders:
+            folder = self._folder / f"boot-{boot}"
+            folder.mkdir()
+            self._recorders[boot] = Recorder(self._library, folder)
+        return self._recorders[boot]
 
     def states(
         self, trace: Trace, points: int, seed: str, per_point: int = _STATES_PER_POINT
     ) -> Iterator[tuple[int, int, State, Ledger]]:
         """Draws states: point, seed, state, and what was promised then."""
         chance = random.Random(seed)
-        disk, ledger = Disk(), Ledger()
+        disk, ledger = trace.begin()
         at = 0
-        for point in choose_points(trace.events, points, chance):
+        for point in choose_points(trace.events, trace.begin()[1], points, chance):
             for event in trace.events[at : point + 1]:
                 disk.take(event)
                 if event.kind is Kind.NOTE:
@@ -193,7 +231,7 @@ class Simulator:
 
     def repeat(self, trace: Trace, point: int, seed: int) -> str | None:
         """What is wrong with the state of a seed."""
-        disk, ledger = Disk(), Ledger()
+        disk, ledger = trace.begin()
         for event in trace.events[: point + 1]:
             disk.take(event)
             if event.kind is Kind.NOTE:
@@ -202,8 +240,8 @@ class Simulator:
 
     def close(self) -> None:
         """Ends the recorder and removes the folder."""
-        if self._recorder is not None:
-            self._recorder.close()
+        for recorder in self._recorders.values():
+            recorder.close()
         shutil.rmtree(self._folder)
 
     def __enter__(self) -> Simulator:

@@ -361,7 +361,7 @@ class Session:
     def create(self) -> None:
         self.memory.topic += 1
         workload = self.workload
-        again = [name for name in ("a", "b", "c", "d") if name not in self.memory.topics]
+        again = [name for name in "abcd" if name not in self.memory.topics]
         name = self.chance.choice(again) if again else f"topic {self.memory.topic}".replace(" ", "-")
         partitions = workload.partitions if len(self.memory.topics) < workload.topics else self.chance.randint(1, 2)
         settings = {"segment_bytes": _SEGMENT_BYTES, "retention_ms": (1 << 50) + self.memory.topic, **workload.settings}
