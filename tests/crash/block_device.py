@@ -302,14 +302,16 @@ class Recording:
     def choose(self, count: int, chance: random.Random, hows: Sequence[str] = HOWS) -> list[Loss]:
         """Losses of power from the first note to the last, by time; without notes at any time.
 
-        Half of them come just before a flush, when most is in the balance.
+        Half of them come just before a flush, or at the end, the more often the more writes are in the balance then.
         """
         notes = [i for i, _ in self.notes()] or [0, len(self.entries)]
         first, end = notes[0], notes[-1]
-        flushes = [i for i in self.flushes if first <= i < end]
+        flushes = [*(i for i in self.flushes if first <= i < end), end]
+        weights = [1 + len(self.unflushed(i)[1]) for i in flushes]
         losses = []
         for _ in range(count):
-            at = chance.choice(flushes) if flushes and chance.random() < 0.5 else chance.randint(first, end)
+            before_flush = chance.random() < 0.5
+            at = chance.choices(flushes, weights)[0] if before_flush else chance.randint(first, end)
             keep = chance.choice([0.02, 0.1, 0.5, 0.9, 0.98])
             losses.append(Loss(at, chance.choice(list(hows)), keep, chance.getrandbits(32)))
         return sorted(losses, key=lambda loss: loss.at)

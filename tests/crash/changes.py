@@ -25,6 +25,7 @@ from .writers import PATHS, append_call, table_of
 
 DISK_PATHS = ("lists", "tables with keys over 4 partitions", "typed", "rolls", "lists with headers")
 MORE_DISK_PATHS = ("tables", "zstd", "keys over 4 partitions", "rolls of tables")
+MANY_PATHS = ("keys over 4 partitions", "tables with keys over 4 partitions")  # all of it goes through the journal
 OS_PATHS = ("lists", "rolls", "rolls of tables")
 PRODUCED, SOURCE, LEFT, RIGHT, TABLE, KEPT = "produced", "source", "left", "right", "table", "kept"
 READERS, COPIERS, COPY = "readers", "copiers", "copy"
@@ -138,6 +139,10 @@ def append_durably(work: Work, round_number: int) -> None:
 
 def append_more_durably(work: Work, round_number: int) -> None:
     append_in_all_ways(work, MORE_DISK_PATHS, "disk", round_number * 1000)
+
+
+def append_over_partitions(work: Work, round_number: int) -> None:
+    append_in_all_ways(work, MANY_PATHS, "disk", round_number * 1000)
 
 
 def append_to_the_system(work: Work, round_number: int) -> None:
@@ -292,10 +297,18 @@ def retain(work: Work, round_number: int) -> None:
 ROLES: dict[str, Callable[[Work, int], None]] = {
     function.__name__: function
     for function in (
-        append_durably, append_more_durably, append_to_the_system, produce, copy, read_and_commit, change_topics,
-        rewrite, retain,
+        append_durably,
+        append_more_durably,
+        append_over_partitions,
+        append_to_the_system,
+        produce,
+        copy,
+        read_and_commit,
+        change_topics,
+        rewrite,
+        retain,
     )
-}  # fmt: skip
+}
 
 
 # ---- children ------------------------------------------------------------------------------------------------------

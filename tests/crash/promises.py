@@ -28,6 +28,7 @@ Figures = collections.Counter[str]
 APPENDERS = {
     "append_durably": changes.DISK_PATHS,
     "append_more_durably": changes.MORE_DISK_PATHS,
+    "append_over_partitions": changes.MANY_PATHS,
     "append_to_the_system": changes.OS_PATHS,
 }
 

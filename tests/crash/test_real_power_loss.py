@@ -73,7 +73,7 @@ def recorded(request: pytest.FixtureRequest, program: Path, server: ForkServer) 
     kind, load = request.param.split(" ")
     made = memory_folder()
     try:
-        record(Disk(program, FILE_SYSTEMS[kind], made), server, load, made)
+        record(Disk(program, FILE_SYSTEMS[kind], made), server, LOADS[load], made)
         yield Recorded(kind, made)
     finally:
         server.kill_all()
@@ -81,15 +81,21 @@ def recorded(request: pytest.FixtureRequest, program: Path, server: ForkServer) 
 
 
 def record(
-    disk: Disk, server: ForkServer, load: str, folder: Path, calls: int = 20, rounds: int = 2, syncing: bool = True
+    disk: Disk,
+    server: ForkServer,
+    roles: list[list[str]],
+    folder: Path,
+    calls: int = 20,
+    rounds: int = 2,
+    syncing: bool = True,
 ) -> None:
-    """Has the disk note what it is told. syncing: the kernel writes out everything now and then."""
+    """Has the disk note what it is told while processes play roles. syncing: the kernel writes all out now and then."""
     with disk, contextlib.ExitStack() as stack:
         stack.callback(server.kill_all)  # before it is unmounted
         given = {"folder": str(folder), "store_path": str(disk.path / "store"), "mark": str(disk.mark)}
         at_work = [
-            server.start(changes.make_changes, **given, roles=roles, seed=SEED, calls=calls, rounds=rounds)
-            for roles in LOADS[load]
+            server.start(changes.make_changes, **given, roles=played, seed=SEED, calls=calls, rounds=rounds)
+            for played in roles
         ]
         syncer = server.start(changes.sync_now_and_then, folder=str(disk.path), seed=1) if syncing else None
         for child in at_work:
@@ -215,10 +221,17 @@ def test_control_a_disk_that_drops_flushes_is_caught(
     figures["dropped flushes that were noticed"] += len(wrong)
 
 
-@pytest.mark.parametrize(("unsynced", "load"), [(".arrows", "appends"), ("journal", "appends"), ("catalog", "changes")])
+@pytest.mark.parametrize(
+    ("unsynced", "roles"),
+    [
+        (".arrows", [["append_durably", "rewrite"]]),
+        ("journal", [["append_over_partitions"]]),
+        ("catalog", [["change_topics", "copy"]]),
+    ],
+)
 def test_control_a_store_that_does_not_sync_is_caught(
     unsynced: str,
-    load: str,
+    roles: list[list[str]],
     program: Path,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,8 +244,8 @@ def test_control_a_store_that_does_not_sync_is_caught(
         monkeypatch.setenv(name, value)
     with fork_server() as lying:
         monkeypatch.undo()
-        record(disk, lying, load, folder, calls=6, rounds=1, syncing=False)
+        record(disk, lying, roles, folder, calls=60, rounds=1, syncing=False)
     what = f"stores that do not sync {unsynced}"
-    wrong = check("ext4", folder, children, figures, what, 16)
+    wrong = check("ext4", folder, children, figures, what, 24)
     assert wrong, "nothing was noticed"
     figures[f"{what}: noticed"] += len(wrong)
