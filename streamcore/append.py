@@ -59,6 +59,7 @@ class ArrayAppend:
     @classmethod
     def of_columns(cls, values: Any, keys: Any, timestamps: Any, headers: Any, version: SchemaVersion) -> ArrayAppend:
         """From the arguments of `Topic.append`."""
+        values, keys = _sized(values, "values"), _sized(keys, "keys")
         value = _value_array(values, version)
         count = len(value)
         key = None if keys is None else columns.binary_array(keys, "keys")
@@ -85,8 +86,11 @@ class ArrayAppend:
     def of_table(cls, table: pa.Table, version: SchemaVersion) -> ArrayAppend:
         """From the argument of `Topic.append_table`."""
         extras = _extra_columns(table, version)
-        targets = _targets_of(table) if "partition" in extras else None
         rows = table.num_rows
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            for chunk in column.chunks:
+                columns.check_sound(chunk, f"column {name!r}")
+        targets = _targets_of(table) if "partition" in extras else None
         table = pa.table([columns.plain_chunks(column) for column in table.columns], names=table.column_names)
         if table.num_columns and rows and rows / max(1, _chunk_count(table)) < _SMALL_CHUNK_ROWS:
             table = table.combine_chunks()
@@ -204,6 +208,11 @@ def _longest(array: pa.Array | None) -> int:
 
 def _unless_null(array: pa.Array | None) -> pa.Array | None:
     return None if array is None or array.null_count == len(array) else array
+
+
+def _sized(given: Any, name: str) -> Any:
+    """What has a length: what comes through Arrow's interfaces need not."""
+    return given if given is None or hasattr(given, "__len__") else columns.arrow_array(given, name)
 
 
 def _value_array(values: Any, version: SchemaVersion) -> pa.Array:

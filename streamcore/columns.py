@@ -18,6 +18,7 @@ Times = npt.NDArray[np.int64]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _INT64_LIMIT = 1 << 63
+_NULLS_MAX = (1 << 31) - 1
 _PER_MILLISECOND = {"us": 1000, "ns": 1_000_000}
 
 
@@ -112,12 +113,105 @@ def is_arrow_like(values: Any) -> bool:
     )
 
 
+def check_sound(array: pa.Array, name: str) -> None:
+    """Raises ValueError unless offsets, lengths, counts of nulls, views and indices fit the array's buffers.
+
+    Whoever makes an array may say anything of it: the Arrow interfaces check nothing, and Arrow's own functions read
+    where it says. What the values are is not looked at: whether strings are UTF-8, or decimals fit their precision.
+    Indices into dictionaries are checked when these are decoded: below a null they may be anything.
+    """
+    try:
+        if array.offset < 0:  # which Arrow does not mind
+            raise ValueError(f"{name} is no sound Arrow array: its offset is {array.offset}; 0 or more is allowed")
+        if pa.types.is_null(array.type) and len(array) > _NULLS_MAX:
+            raise ValueError(f"{name} is no sound Arrow array: it has {len(array)} nulls; {_NULLS_MAX} are allowed")
+        array.validate()
+        if not _has_dictionaries(array.type) and not _has_sound_layout(array):
+            array.validate(full=True)
+        if _has_fixed_lists(array.type):
+            _check_fixed_lists(array, name)
+    except pa.ArrowException as error:
+        raise ValueError(f"{name} is no sound Arrow array: {error}") from None
+
+
+def _has_sound_layout(array: pa.Array) -> bool:
+    """False when Arrow has to look at the values too: it finds fault with some sound arrays when viewed otherwise."""
+    kind = _layout_of(array.type)
+    if kind is array.type:
+        return False
+    try:
+        array.view(kind).validate(full=True)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_fixed_lists(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) or any(
+        _has_fixed_lists(kind.field(i).type) for i in range(kind.num_fields)
+    )
+
+
+def _check_fixed_lists(array: pa.Array, name: str) -> None:
+    """Arrow looks at their lengths, but not at where they begin."""
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):
+        wanted, values = (array.offset + len(array)) * kind.list_size, array.values
+        if wanted > len(values):
+            raise ValueError(
+                f"{name} is no sound Arrow array: its lists need {wanted} values, and it has {len(values)}"
+            )
+        _check_fixed_lists(values, name)
+    elif pa.types.is_struct(kind):
+        for i in range(kind.num_fields):
+            _check_fixed_lists(array.field(i), name)
+    elif pa.types.is_map(kind):
+        _check_fixed_lists(array.keys, name)
+        _check_fixed_lists(array.items, name)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        _check_fixed_lists(array.values, name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout_of(kind: pa.DataType) -> pa.DataType:
+    """A type of the same layout of which Arrow checks the layout alone; the type itself when that is one."""
+    types = pa.types
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_string_view(kind):
+        return pa.binary_view()
+    if types.is_decimal(kind):
+        return pa.binary(kind.byte_width)
+    if types.is_time(kind) or types.is_date64(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        made = pa.struct([field.with_type(_layout_of(field.type)) for field in fields])
+    elif types.is_list(kind):
+        made = pa.list_(kind.value_field.with_type(_layout_of(kind.value_type)))
+    elif types.is_large_list(kind):
+        made = pa.large_list(kind.value_field.with_type(_layout_of(kind.value_type)))
+    elif types.is_fixed_size_list(kind):
+        made = pa.list_(kind.value_field.with_type(_layout_of(kind.value_type)), kind.list_size)
+    elif types.is_map(kind):
+        made = pa.map_(_layout_of(kind.key_type), kind.item_field.with_type(_layout_of(kind.item_type)))
+    else:
+        return kind
+    return kind if made == kind else made
+
+
 def arrow_array(values: Any, name: str) -> pa.Array:
-    """One Arrow array of anything that carries Arrow data or converts to it."""
+    """One sound Arrow array of anything that carries Arrow data or converts to it."""
     if isinstance(values, pa.ChunkedArray):
+        for chunk in values.chunks:
+            check_sound(chunk, name)
         values = plain_chunks(values)
         return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
     if isinstance(values, pa.Array):
+        check_sound(values, name)
         return values
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ValueError(f"{name} has {values.ndim} dimensions; one is needed")
@@ -129,7 +223,7 @@ def arrow_array(values: Any, name: str) -> pa.Array:
         array = pa.array(values)
     except (pa.ArrowException, TypeError) as error:
         raise TypeError(f"{name} is {type(values).__name__}, which is no Arrow array: {error}") from error
-    return arrow_array(array, name) if isinstance(array, pa.ChunkedArray) else array
+    return arrow_array(array, name)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -142,29 +236,40 @@ def _has_dictionaries(kind: pa.DataType) -> bool:
 def decode_dictionaries(array: pa.Array) -> pa.Array:
     """Dictionary-encoded values as plain ones, wherever they are in the type.
 
-    Arrow's own casts know only some types inside others, and fail on what lies below a null.
+    Arrow's own casts know only some types inside others, and fail on what lies below a null. Raises ValueError for an
+    array that is not sound.
     """
+    if not _has_dictionaries(array.type):
+        return array
+    try:
+        return _decoded(array)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"an array with dictionaries is no sound Arrow array: {error}") from None
+
+
+def _decoded(array: pa.Array) -> pa.Array:
     types, kind = pa.types, array.type
     if not _has_dictionaries(kind):
         return array
     if types.is_dictionary(kind):
-        return take(decode_dictionaries(array.dictionary), array.indices)
+        check_sound(array.dictionary, "a dictionary")
+        return take(_decoded(array.dictionary), array.indices)
     nulls = pc.is_null(array)
     if types.is_struct(kind):
-        children = [decode_dictionaries(child) for child in array.flatten()]
+        children = [_decoded(child) for child in array.flatten()]
         fields = [kind.field(i).with_type(child.type) for i, child in enumerate(children)]
         return pa.StructArray.from_arrays(children, fields=fields, mask=nulls)
     if types.is_fixed_size_list(kind):
         rows = np.arange(array.offset * kind.list_size, (array.offset + len(array)) * kind.list_size)
         below_null = np.repeat(nulls.to_numpy(zero_copy_only=False), kind.list_size)
-        values = decode_dictionaries(take(array.values, pa.array(rows, mask=below_null)))
+        values = _decoded(take(array.values, pa.array(rows, mask=below_null)))
         return pa.FixedSizeListArray.from_arrays(values, kind.list_size, mask=nulls)
     if types.is_map(kind):
         array = map_as_list(array)
     lengths = pc.list_value_length(array).fill_null(0).to_numpy()
     ends = np.append(0, np.cumsum(lengths, dtype=np.int64))
     rows = np.arange(ends[-1]) + np.repeat(array.offsets.to_numpy()[:-1] - ends[:-1], lengths)
-    values = decode_dictionaries(take(array.values, pa.array(rows)))
+    values = _decoded(take(array.values, pa.array(rows)))
     below_null = np.append(nulls.to_numpy(zero_copy_only=False), False)
     offsets = pa.array(ends, pa.int64() if types.is_large_list(kind) else pa.int32(), mask=below_null)
     if types.is_map(kind):
