@@ -163,10 +163,12 @@ static int walk(sc_segment *segment, sc_mapping *mapping, int64_t end, sc_error 
         list->complete = look.state == SC_BATCH_MARKER;
         if (look.state != SC_BATCH_BAD)
             break;
+        list->unreadable = list->unreadable || look.unreadable;
         if (list->stable_offset < list->damaged_offset)
             list->damaged_offset = list->stable_offset;
         list->damaged_end = INT64_MAX;
-        int64_t found = look.unreadable ? -1 : sc_segment_find_good(mapping, list->position, end, &look.header);
+        int64_t found =
+            look.unreadable ? SC_NOT_READABLE : sc_segment_find_good(mapping, list->position, end, &look.header);
         if (found < 0)
             break;
         list->position = found;
@@ -232,7 +234,10 @@ int sc_segment_is_aborted(sc_segment *segment, sc_mapping *mapping, int64_t end,
     if (code == SC_OK) {
         *aborted = is_listed(list, producer_id, offset);
         *decided = *aborted || list->stable_offset > offset;
-        if (!*aborted && list->damaged_offset <= offset && offset < list->damaged_end)
+        bool unknown = !*aborted && list->damaged_offset <= offset && offset < list->damaged_end;
+        if (unknown && list->unreadable)
+            code = sc_segment_fail_unreadable(segment, offset, list->position, error);
+        else if (unknown)
             code = sc_fail_at(error, SC_CORRUPT, segment->path, offset, -1,
                               "whether the transaction was committed cannot be told: batches behind it are damaged");
     }

@@ -35,6 +35,7 @@ typedef struct sc_aborted_list {
     int64_t stable_offset; /* as the last header says: all below it is decided */
     /* A damaged place: of offsets [damaged_offset, damaged_end) the marker may be missing. */
     int64_t damaged_offset, damaged_end;
+    bool unreadable;       /* it cannot be read: the place may be sound */
     bool sorted, complete; /* complete: up to the end marker */
 } sc_aborted_list;
 

@@ -231,6 +231,7 @@ typedef struct walker {
     sc_segment *segment;
     sc_mapping *mapping;
     int64_t position, end, offset;
+    int64_t reached; /* where the segment's offsets end */
     int64_t now_ms;
     bool continued, damaged;
     sc_error *error;
@@ -267,7 +268,11 @@ static int walk_batches(walker *self)
             code = take_batch(self, &look.header);
             continue;
         }
-        if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE || look.unreadable)
+        if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE)
+            break;
+        if (look.unreadable && self->offset < self->reached)
+            return sc_segment_fail(self->segment, &look, self->offset, self->position, self->error);
+        if (look.unreadable) /* the mapping is longer than the file */
             break;
         int64_t found = sc_segment_find_good(self->mapping, self->position, self->end, &look.header);
         if (found < 0)
@@ -298,6 +303,7 @@ static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
 {
     bool active = next_base < 0;
     int code = SC_OK;
+    self->reached = active ? tail->end_offset : next_base;
     if (self->mapping != NULL) {
         self->end = active ? tail->end_position : self->mapping->size;
         seek(self);
@@ -307,9 +313,8 @@ static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
     } else { /* who reads it is told */
         self->damaged = true;
     }
-    int64_t reached = active ? tail->end_offset : next_base;
-    if (code == SC_OK && self->state->offset < reached)
-        self->state->offset = reached;
+    if (code == SC_OK && self->state->offset < self->reached)
+        self->state->offset = self->reached;
     return code;
 }
 
@@ -361,7 +366,7 @@ int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error
         if (code == SC_OK && self.segment == NULL)
             code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld",
                            (unsigned)partition->number, (long long)offset);
-        else if (self.segment != NULL)
+        else if (self.segment != NULL && code != SC_OS) /* of what may be read later, nothing may be missed now */
             code = walk_segment(&self, &now, next_base);
         sc_mapping_release(self.mapping);
         sc_segment_release(self.segment);

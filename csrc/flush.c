@@ -21,13 +21,23 @@ static int64_t page_ceiling(int64_t size)
     return (size + SC_PAGE - 1) / SC_PAGE * SC_PAGE;
 }
 
-static int poison(sc_partition *partition, const char *what, const char *path, sc_error *error)
+int sc_partition_poison(sc_partition *partition, const char *what, const char *path, sc_error *error)
 {
     int number = errno;
     if (!SC_CONTROL(failed_sync_retried))
         atomic_store(&sc_state_slot(&partition->topic->state, partition->number)->poisoned, number == 0 ? EIO : number);
     errno = number;
     return sc_fail_os(error, what, path);
+}
+
+int sc_partition_sync_folder(sc_partition *partition, const char *what, const char *path, sc_error *error)
+{
+    int fd = sc_os.open(path, SC_OPEN_READ);
+    if (fd < 0)
+        return sc_fail_os(error, what, path);
+    int code = sc_os.sync(fd) == 0 ? SC_OK : sc_partition_poison(partition, what, path, error);
+    sc_os.close(fd);
+    return code;
 }
 
 /* The names of new segments, and of a new partition's folder, must last as long as what is in them. */
@@ -37,11 +47,10 @@ static int sync_names(sc_partition *partition, bool new_partition, sc_error *err
     int code = sc_partition_folder(partition, folder, error);
     if (code != SC_OK || SC_CONTROL(folder_not_synced))
         return code;
-    if (sc_os_sync_folder(folder) != 0)
-        return poison(partition, "cannot sync a partition's folder", folder, error);
-    if (new_partition && !SC_CONTROL(topic_folder_not_synced) && sc_os_sync_folder(partition->topic->path) != 0)
-        return poison(partition, "cannot sync a topic's folder", partition->topic->path, error);
-    return SC_OK;
+    code = sc_partition_sync_folder(partition, "cannot sync a partition's folder", folder, error);
+    if (code == SC_OK && new_partition && !SC_CONTROL(topic_folder_not_synced))
+        code = sc_partition_sync_folder(partition, "cannot sync a topic's folder", partition->topic->path, error);
+    return code;
 }
 
 /* Covers what anybody stored, through whichever mapping or descriptor. A descriptor that is opened now is also told of
@@ -52,7 +61,8 @@ static int sync_bytes(sc_partition *partition, const sc_segment *segment, sc_err
     if (fd < 0)
         return sc_fail_os(error, "cannot open a segment to sync it", segment->path);
     int64_t began = sc_os.monotonic_ns();
-    int code = sc_os.sync_data(fd) == 0 ? SC_OK : poison(partition, "cannot sync a segment", segment->path, error);
+    int code = sc_os.sync_data(fd) == 0 ? SC_OK
+                                        : sc_partition_poison(partition, "cannot sync a segment", segment->path, error);
     sc_counts_sync(&partition->counts, sc_os.monotonic_ns() - began);
     sc_os.close(fd);
     return code;

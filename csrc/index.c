@@ -224,17 +224,19 @@ void sc_index_seal(sc_segment *segment, const sc_summary *summary)
     pthread_mutex_unlock(&segment->mutex);
 }
 
-void sc_index_remove(sc_segment *segment)
+int sc_index_remove(sc_segment *segment)
 {
     char path[SC_PATH_MAX + 16];
     index_path(segment, path, sizeof path, "");
     pthread_mutex_lock(&segment->mutex);
-    (void)sc_os.unlink(path);
+    int result = sc_os.unlink(path) == 0 || errno == ENOENT ? 0 : -1, number = errno;
     segment->entry_count = segment->saved_entries = 0;
     segment->has_summary = false;
     segment->index_loaded = true;
     sc_segment_forget_aborted(segment);
     pthread_mutex_unlock(&segment->mutex);
+    errno = number;
+    return result;
 }
 
 /* ---- rebuilding -------------------------------------------------------------------------------------------- */

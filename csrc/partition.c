@@ -557,12 +557,14 @@ static int measure(sc_partition *partition, const sc_tail *tail, sc_partition_in
         if (code != SC_OK || segment == NULL)
             return code;
         int fd = sc_os.open(segment->path, SC_OPEN_READ);
-        if (fd >= 0) {
-            if (sc_os.stat(fd, &stat) == 0)
-                info->size_bytes += stat.size;
+        if (fd < 0 ? errno != ENOENT : sc_os.stat(fd, &stat) != 0)
+            code = sc_fail_os(error, "cannot look at a segment", segment->path);
+        if (fd >= 0)
             sc_os.close(fd);
-        }
         sc_segment_release(segment);
+        if (code != SC_OK)
+            return code;
+        info->size_bytes += stat.size;
         info->segment_count++;
         offset = next_base < 0 ? tail->segment_base : next_base;
     }

@@ -32,6 +32,7 @@ typedef struct recovery {
     sc_tail *tail;
     sc_segment **segments; /* a snapshot, retained */
     int64_t count;
+    bool doubted;           /* a sync of it failed under this kernel */
     bool same_boot;         /* the machine has not gone down since the log was last looked after */
     int64_t durable_offset; /* everything below it had been synced, or is deleted */
     int64_t start_offset;   /* as far as the log itself says */
@@ -78,6 +79,18 @@ static int file_size_of(recovery *self, sc_segment *segment, int64_t *size)
     return code;
 }
 
+/* Maps a segment, and says how far it may be read: a mapping may reach beyond the end of its file. */
+static int map_whole(recovery *self, int64_t number, sc_mapping **mapping, int64_t *size)
+{
+    int code = map_segment(self, number, number == self->count - 1, mapping, self->error);
+    if (code != SC_OK)
+        return code;
+    code = file_size_of(self, self->segments[number], size);
+    if (code != SC_OK)
+        sc_mapping_release(*mapping);
+    return code;
+}
+
 /* ---- segments whose making a power loss interrupted --------------------------------------------------------- */
 
 static bool could_become(const sc_layout *layout, uint32_t partition, const uint8_t *found, int64_t size)
@@ -105,11 +118,13 @@ static int holds_promised(recovery *self, const sc_segment *segment, bool *holds
     int code = sc_mapping_open_with(segment->path, segment->runs, self->partition->number, segment->base_offset, 0,
                                     &mapping, &file_size, self->error);
     *holds = false;
-    for (int64_t at = 0; code == SC_OK && !*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0;)
+    if (code != SC_OK)
+        return code;
+    int64_t at = 0;
+    while (!*holds && (at = sc_segment_find_good(mapping, at, file_size, &header)) >= 0)
         *holds = self->same_boot || header.durable_offset > segment->base_offset;
-    if (code == SC_OK)
-        sc_mapping_release(mapping);
-    return code;
+    sc_mapping_release(mapping);
+    return at == SC_NOT_READABLE ? sc_segment_fail_unreadable(segment, segment->base_offset, -1, self->error) : SC_OK;
 }
 
 /* *unfinished: the file is empty, or begins with a part of the schema message and zeros, and holds nothing of worth. */
@@ -171,7 +186,7 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
     while (position >= 0) {
         sc_look look = sc_segment_look(mapping, position, end, false, &unused);
         if (look.state != SC_BATCH_GOOD) { /* what is behind damage tells the most */
-            position = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end, &look.header);
+            position = look.unreadable ? SC_NOT_READABLE : sc_segment_find_good(mapping, position, end, &look.header);
             continue;
         }
         if (look.header.record_count > 0)
@@ -181,7 +196,8 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
         position += look.header.total_size;
     }
     sc_mapping_release(mapping);
-    return code;
+    return code == SC_OK && position == SC_NOT_READABLE ? sc_segment_fail_unreadable(segment, -1, -1, self->error)
+                                                        : code;
 }
 
 static int find_durable(recovery *self)
@@ -206,29 +222,37 @@ static int find_durable(recovery *self)
 
 /* ---- judging damage ----------------------------------------------------------------------------------------- */
 
-/* The first good batch behind a place: in its segment, or in a later one. */
-static bool find_later(recovery *self, const place *at, const sc_mapping *mapping, int64_t *segment, int64_t *position,
-                       sc_header *header)
+/* The first good batch behind a place: in its segment, or in a later one; *position is below 0 when there is none. What
+ * cannot be read may be one: nothing may be cut then. */
+static int find_later(recovery *self, const place *at, const sc_mapping *mapping, int64_t *segment, int64_t *position,
+                      sc_header *header)
 {
     *segment = at->segment;
     *position = at->position;
     do
         *position = sc_segment_find_good(mapping, *position, at->file_size, header);
     while (*position >= 0 && header->base_offset < at->offset);
-    while (*position < 0 && ++*segment < self->count) {
+    while (*position == SC_NOT_FOUND && ++*segment < self->count) {
         sc_mapping *next;
-        sc_error unused;
-        if (map_segment(self, *segment, false, &next, &unused) != SC_OK)
+        int64_t end, nothing = 0;
+        int code = map_whole(self, *segment, &next, &end);
+        if (code == SC_FORMAT || code == SC_CORRUPT)
             continue;
-        int64_t first = self->segments[*segment]->first_position, nothing = 0;
-        sc_look look = sc_segment_look(next, first, next->size, true, &nothing);
+        if (code != SC_OK)
+            return code;
+        int64_t first = self->segments[*segment]->first_position;
+        sc_look look = sc_segment_look(next, first, end, true, &nothing);
         if (look.state == SC_BATCH_GOOD) {
             *position = first;
             *header = look.header;
         }
         sc_mapping_release(next);
+        if (look.unreadable)
+            return sc_segment_fail(self->segments[*segment], &look, -1, first, self->error);
     }
-    return *position >= 0;
+    return *position == SC_NOT_READABLE
+               ? sc_segment_fail_unreadable(self->segments[at->segment], at->offset, at->position, self->error)
+               : SC_OK;
 }
 
 struct unopened {
@@ -259,36 +283,42 @@ static bool is_unopened_append(const place *at, const sc_mapping *mapping, int64
 
 /* Whether any good batch behind a place says that the log was durable beyond it: the next one may have been written
  * before the sync that the last one knows of. */
-static bool was_durable(recovery *self, const place *at, const sc_mapping *mapping)
+static int was_durable(recovery *self, const place *at, const sc_mapping *mapping, bool *durable)
 {
-    bool durable = false;
-    for (int64_t number = at->segment; number < self->count && !durable; number++) {
+    *durable = false;
+    for (int64_t number = at->segment; number < self->count && !*durable; number++) {
         sc_mapping *other = NULL;
-        sc_error unused;
         sc_header header;
-        if (number > at->segment && map_segment(self, number, false, &other, &unused) != SC_OK)
+        int64_t end = at->file_size, position = at->position;
+        int code = number > at->segment ? map_whole(self, number, &other, &end) : SC_OK;
+        if (code == SC_FORMAT || code == SC_CORRUPT)
             continue;
+        if (code != SC_OK)
+            return code;
         const sc_mapping *looked_at = other == NULL ? mapping : other;
-        int64_t position = other == NULL ? at->position : 0, end = other == NULL ? at->file_size : other->size;
-        while (!durable && (position = sc_segment_find_good(looked_at, position, end, &header)) >= 0)
-            durable = header.durable_offset > at->offset;
+        position = other == NULL ? position : 0;
+        while (!*durable && (position = sc_segment_find_good(looked_at, position, end, &header)) >= 0)
+            *durable = header.durable_offset > at->offset;
         sc_mapping_release(other);
+        if (position == SC_NOT_READABLE)
+            return sc_segment_fail_unreadable(self->segments[number], at->offset, -1, self->error);
     }
-    return durable;
+    return SC_OK;
 }
 
 /* Whether the bytes at a place where the chain of batches breaks were lost with the power, and not damaged later.
  * `end`: where in this segment good batches follow; -1: they do not. */
-static bool is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
-                    const sc_header *later, int64_t end)
+static int is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
+                   const sc_header *later, int64_t end, bool *lost)
 {
-    if (SC_CONTROL(damage_cut_as_torn_tail))
-        return true;
-    if (later->durable_offset > at->offset || self->durable_offset > at->offset)
-        return false;
-    if (!self->same_boot)
-        return !was_durable(self, at, mapping);
-    return look->state == SC_BATCH_NONE && end >= 0 && is_unopened_append(at, mapping, end);
+    bool durable = later->durable_offset > at->offset || self->durable_offset > at->offset;
+    int code = SC_OK;
+    if (!durable && !self->same_boot)
+        code = was_durable(self, at, mapping, &durable);
+    *lost = !durable &&
+            (!self->same_boot || (look->state == SC_BATCH_NONE && end >= 0 && is_unopened_append(at, mapping, end)));
+    *lost = *lost || SC_CONTROL(damage_cut_as_torn_tail);
+    return code;
 }
 
 /* ---- walking ------------------------------------------------------------------------------------------------ */
@@ -355,15 +385,22 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
             return mend_sealed(self, at, &look); /* the marker was lost, the records were not */
         int64_t later_segment, later_position;
         sc_header later;
-        bool followed = find_later(self, at, mapping, &later_segment, &later_position, &later);
+        int code = find_later(self, at, mapping, &later_segment, &later_position, &later);
+        if (code != SC_OK)
+            return code;
+        bool followed = later_position >= 0;
         if (!followed && at->offset < self->durable_offset) {
-            int code = pass_damaged(self, at, mapping, &look);
+            code = pass_damaged(self, at, mapping, &look);
             if (code != SC_OK)
                 return code;
             continue;
         }
-        if (!followed ||
-            is_lost(self, at, mapping, &look, &later, later_segment == at->segment ? later_position : -1)) {
+        bool lost = !followed;
+        if (followed)
+            code = is_lost(self, at, mapping, &look, &later, later_segment == at->segment ? later_position : -1, &lost);
+        if (code != SC_OK)
+            return code;
+        if (lost) {
             if (sc_header_is_newer(&look.header)) /* not ours to judge, and not ours to cut */
                 return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
             *cut = true;
@@ -381,25 +418,28 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
 }
 
 /* The stable offset where the walk has seen no batch before the end: the batch that ends there says it. */
-static void find_stable(recovery *self, place *at)
+static int find_stable(recovery *self, place *at)
 {
     sc_header header;
     bool found = false;
     for (int64_t number = at->segment; number >= 0 && !found; number--) {
         sc_segment *segment = self->segments[number];
         sc_mapping *mapping;
-        sc_error unused;
-        int64_t end = number == at->segment ? at->position : INT64_MAX, offset, nothing = 0;
-        if (map_segment(self, number, number == self->count - 1, &mapping, &unused) != SC_OK)
+        int64_t end, offset, nothing = 0;
+        int code = map_whole(self, number, &mapping, &end);
+        if (code == SC_FORMAT || code == SC_CORRUPT)
             continue;
-        end = end < mapping->size ? end : mapping->size;
+        if (code != SC_OK)
+            return code;
+        end = number == at->segment && at->position < end ? at->position : end;
         int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
         while (position >= 0 && position < end) {
             sc_look look = sc_segment_look(mapping, position, end, false, &nothing);
             if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE)
                 break;
             if (look.state != SC_BATCH_GOOD) {
-                position = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end, &look.header);
+                position =
+                    look.unreadable ? SC_NOT_READABLE : sc_segment_find_good(mapping, position, end, &look.header);
                 continue;
             }
             header = look.header;
@@ -407,8 +447,11 @@ static void find_stable(recovery *self, place *at)
             position += look.header.total_size;
         }
         sc_mapping_release(mapping);
+        if (position == SC_NOT_READABLE)
+            return sc_segment_fail_unreadable(segment, -1, -1, self->error);
     }
     at->stable_offset = found ? header.last_offset + 1 - header.unstable_count : at->offset;
+    return SC_OK;
 }
 
 static int64_t segment_of(const recovery *self, int64_t offset)
@@ -463,9 +506,7 @@ static int walk(recovery *self, place *at)
         at->stable_offset = at->append_stable_offset;
         at->sealed = false;
     }
-    if (at->stable_offset < 0)
-        find_stable(self, at);
-    return SC_OK;
+    return at->stable_offset < 0 ? find_stable(self, at) : SC_OK;
 }
 
 /* ---- repair ------------------------------------------------------------------------------------------------- */
@@ -496,15 +537,57 @@ static int clear_tail(recovery *self, const place *at)
         return code;
     struct zero_check check = {mapping->data + at->position, at->file_size - at->position, true};
     bool readable = check.size <= 0 || sc_os_read_mapped(check.data, (size_t)check.size, check_zero, &check);
-    if ((!readable || !check.zero) && !SC_CONTROL(tail_not_cleared)) {
+    if ((!readable || !check.zero || self->doubted) && !SC_CONTROL(tail_not_cleared)) {
         int fd = sc_os.open(segment->path, SC_OPEN_WRITE);
-        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0 ||
-            (!SC_CONTROL(cut_not_synced) && sc_os.sync(fd) != 0))
+        if (fd < 0 || sc_os.zero(fd, at->position, at->file_size - at->position) != 0)
             code = sc_fail_os(self->error, "cannot clear what a crash left", segment->path);
+        else if (!SC_CONTROL(cut_not_synced) &&
+                 sc_os.sync(fd) != 0) /* the zeros are there, and nobody would sync them again */
+            code = sc_partition_poison(self->partition, "cannot sync what was cleared", segment->path, self->error);
         if (fd >= 0)
             sc_os.close(fd);
     }
     sc_mapping_release(mapping);
+    return code;
+}
+
+static int write_range_again(recovery *self, const sc_segment *segment, int64_t from, int64_t to)
+{
+    enum { CHUNK = 64 << 10 };
+    uint8_t *data = malloc(CHUNK);
+    if (data == NULL)
+        return sc_fail_memory(self->error);
+    int fd = sc_os.open(segment->path, SC_OPEN_WRITE), code = SC_OK;
+    for (int64_t at = from; fd >= 0 && code == SC_OK && at < to; at += CHUNK) {
+        size_t size = to - at < CHUNK ? (size_t)(to - at) : CHUNK;
+        if (sc_os_read_whole(fd, data, size, at) != 0 || sc_os_write_whole(fd, data, size, at) != 0)
+            code = sc_fail_os(self->error, "cannot write again what a failed sync may have dropped", segment->path);
+    }
+    if (fd < 0)
+        code = sc_fail_os(self->error, "cannot open a segment", segment->path);
+    else
+        sc_os.close(fd);
+    free(data);
+    return code;
+}
+
+/* Behind a sync that failed the kernel may take pages for clean that the drive has not: no later sync would write them.
+ * Those of what is not known to be durable are written again, so that the next one does. */
+static int write_again(recovery *self, const place *at)
+{
+    int code = SC_OK;
+    for (int64_t number = segment_of(self, self->durable_offset); code == SC_OK && number <= at->segment; number++) {
+        sc_segment *segment = self->segments[number];
+        sc_mapping *mapping;
+        int64_t size, offset, from = 0;
+        code = map_whole(self, number, &mapping, &size);
+        if (code != SC_OK)
+            return code;
+        if (segment->base_offset < self->durable_offset)
+            from = sc_segment_seek(segment, mapping, self->durable_offset, size, &offset) / SC_PAGE * SC_PAGE;
+        sc_mapping_release(mapping);
+        code = write_range_again(self, segment, from, number == at->segment && !at->sealed ? at->position : size);
+    }
     return code;
 }
 
@@ -528,9 +611,9 @@ static int sync_removals(recovery *self)
     if (!self->removed)
         return SC_OK;
     int code = sc_partition_folder(self->partition, folder, self->error);
-    if (code == SC_OK && sc_os_sync_folder(folder) != 0)
-        code = sc_fail_os(self->error, "cannot sync a partition's folder", folder);
-    return code;
+    return code == SC_OK
+               ? sc_partition_sync_folder(self->partition, "cannot sync a partition's folder", folder, self->error)
+               : code;
 }
 
 static int settle(recovery *self, const place *at)
@@ -538,6 +621,8 @@ static int settle(recovery *self, const place *at)
     int code = SC_OK;
     while (code == SC_OK && self->count > at->segment + 1)
         code = remove_segment(self, self->count - 1);
+    if (code == SC_OK && self->doubted)
+        code = write_again(self, at);
     if (code == SC_OK && self->repair && !at->sealed)
         code = clear_tail(self, at);
     if (code == SC_OK && self->repair && !at->sealed)
@@ -625,18 +710,25 @@ int sc_partition_recover(sc_partition *partition, bool repair, sc_tail *tail, sc
 {
     sc_state *state = &partition->topic->state;
     bool same_boot = sc_state_is_same_boot(state, partition->number), stale;
+    _Atomic uint32_t *doubted = repair ? &sc_state_slot(state, partition->number)->doubted : NULL;
     int code;
     if (repair)
         sc_partition_drop_after(partition,
                                 0); /* what is to be cut is judged by the files that are there, not by older ones */
     do {
-        recovery self = {
-            .partition = partition, .repair = repair, .tail = tail, .same_boot = same_boot, .error = error};
+        recovery self = {.partition = partition,
+                         .repair = repair,
+                         .tail = tail,
+                         .doubted = repair && same_boot && atomic_load(doubted) != 0,
+                         .same_boot = same_boot,
+                         .error = error};
         code = recover_once(&self);
         stale = self.stale; /* then it is out of the list */
     } while (stale);
     if (code == SC_OK && repair)
         sc_state_set_boot(state, partition->number);
+    if (code == SC_OK && repair)
+        atomic_store(doubted, 0);
     if (code == SC_OK && repair && tail->durable_offset < tail->end_offset) {
         /* what was found is made durable by the next flush, at the latest at closing, as if we had appended it */
         atomic_store(&partition->touched, true);

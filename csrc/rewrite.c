@@ -82,8 +82,9 @@ static int open_inside(sc_rewrite *self, uint32_t number, int64_t base_offset, s
     if (atomic_exchange(&self->partition->rewriting, true))
         return sc_fail(error, SC_CONFLICT, "partition %u is rewritten by another thread", (unsigned)number);
     self->holds_thread = true;
-    if (!sc_state_try_lock_rewriting(&self->topic->state, number))
-        return sc_fail(error, SC_CONFLICT, "partition %u is rewritten by another process", (unsigned)number);
+    code = sc_state_lock_rewriting(&self->topic->state, number, error);
+    if (code != SC_OK)
+        return code;
     self->holds_lock = true;
     code = find_source(self, base_offset, error);
     if (code != SC_OK)
@@ -407,12 +408,8 @@ static int put_encoding(sc_rewrite *self, sc_encoding *encoding, int64_t last_of
 {
     sc_placement placement = placement_of(self, last_offset, flags);
     struct writing writing = {encoding, self->scratch, &placement};
-    if (!sc_os_read_mapped(self->mapping->data, (size_t)self->mapping->size, write_encoding, &writing)) {
-        sc_fail_at(error, SC_OS, self->segment->path, self->covered, -1,
-                   "the file cannot be read (input/output error, or it was cut short)");
-        error->number = EIO;
-        return SC_OS;
-    }
+    if (!sc_os_read_mapped(self->mapping->data, (size_t)self->mapping->size, write_encoding, &writing))
+        return sc_segment_fail_unreadable(self->segment, self->covered, -1, error);
     uint64_t opening = sc_encoding_opening(encoding);
     memcpy(self->scratch, &opening, sizeof opening);
     self->covered = last_offset + 1;
@@ -494,8 +491,7 @@ static int copy_inside(sc_rewrite *self, const sc_batch *batch, sc_error *error)
         return code;
     struct copying copying = {batch->message, self->scratch, (size_t)batch->message_size};
     if (!sc_os_read_mapped(self->mapping->data, (size_t)self->mapping->size, copy_message, &copying))
-        return sc_fail_at(error, SC_CORRUPT, self->segment->path, batch->base_offset, batch->position,
-                          "the file cannot be read here");
+        return sc_segment_fail_unreadable(self->segment, batch->base_offset, batch->position, error);
     self->covered = batch->last_offset + 1;
     return put_bytes(self, self->scratch, batch->message_size, error);
 }
@@ -533,6 +529,8 @@ static int take_producers(sc_producer_state *state, const sc_segment *segment, s
     int64_t at = position + sc_encoding_empty_size(segment->layout), unused = 0;
     struct snapshot snapshot = {mapping->data + at, position + header->total_size - at, state, SC_OK, error};
     sc_look look = sc_segment_look(mapping, position, mapping->size, true, &unused);
+    if (look.unreadable)
+        return sc_segment_fail(segment, &look, header->base_offset, position, error);
     if (look.state != SC_BATCH_GOOD || snapshot.size < 0 ||
         !sc_os_read_mapped(mapping->data, (size_t)mapping->size, take_snapshot, &snapshot))
         return sc_fail_at(error, SC_CORRUPT, segment->path, header->base_offset, position,
@@ -550,17 +548,21 @@ static int64_t time_of(const sc_segment *segment)
     return known ? stat.modified_ns / 1000000 : sc_os.now_ms();
 }
 
-/* Takes over what the headers of a segment say of producers. Damage is passed over, as it is by who appends. */
-static int replay(sc_producer_state *state, const sc_segment *segment, sc_mapping *mapping, sc_error *error)
+/* Takes over what the headers of a segment say of producers, which has the offsets up to `end_offset`. Damage is passed
+ * over, as it is by who appends. */
+static int replay(sc_producer_state *state, const sc_segment *segment, sc_mapping *mapping, int64_t end_offset,
+                  sc_error *error)
 {
-    int64_t position = segment->first_position, unused = 0, now_ms = time_of(segment);
+    int64_t position = segment->first_position, offset = segment->base_offset, unused = 0, now_ms = time_of(segment);
     bool continued = false;
     int code = SC_OK;
     while (code == SC_OK) {
         sc_look look = sc_segment_look(mapping, position, mapping->size, false, &unused);
         if (look.state != SC_BATCH_GOOD) {
-            position = look.state != SC_BATCH_BAD || look.unreadable
-                           ? -1
+            if (look.unreadable && offset < end_offset)
+                return sc_segment_fail(segment, &look, offset, position, error);
+            position = look.state != SC_BATCH_BAD
+                           ? SC_NOT_FOUND
                            : sc_segment_find_good(mapping, position, mapping->size, &look.header);
             continued = false;
             if (position < 0)
@@ -573,6 +575,7 @@ static int replay(sc_producer_state *state, const sc_segment *segment, sc_mappin
             code = sc_producer_state_apply(state, &look.header, continued, now_ms, error);
         continued = (look.header.flags & SC_FLAG_CONTINUED) != 0;
         position += look.header.total_size;
+        offset = look.header.last_offset + 1;
     }
     return code;
 }
@@ -588,7 +591,10 @@ static int replay_before(sc_rewrite *self, sc_producer_state *state, sc_error *e
         code = sc_partition_open(self->partition, &tail, offset, &segment, &next_base, &mapping, error);
         if (segment == NULL)
             return code;
-        code = code == SC_OK ? replay(state, segment, mapping, error) : SC_OK;
+        if (code == SC_OK)
+            code = replay(state, segment, mapping, next_base, error);
+        else if (code == SC_FORMAT || code == SC_CORRUPT || is_deleted(self, code, error, next_base))
+            code = SC_OK;
         sc_mapping_release(mapping);
         sc_segment_release(segment);
         offset = next_base < 0 ? self->segment->base_offset : next_base;
@@ -604,7 +610,7 @@ static int find_producers(sc_rewrite *self, sc_producer_state *state, sc_error *
     for (int64_t i = 0; i < state->count; i++)
         state->entries[i].seen_ms = ~state->entries[i].seen_ms;
     if (code == SC_OK)
-        code = replay(state, self->segment, self->mapping, error);
+        code = replay(state, self->segment, self->mapping, self->end_offset, error);
     sc_producer_state_expire(state, 0);
     for (int64_t i = 0; i < state->count; i++)
         if (state->entries[i].seen_ms < 0)
@@ -681,8 +687,8 @@ static int take_place(sc_rewrite *self, sc_error *error)
         code = sc_partition_folder(self->partition, folder, error);
     if (code != SC_OK || (tail.start_offset >= self->end_offset && !SC_CONTROL(rewrite_undeletes)))
         return code;
-    if (!SC_CONTROL(old_index_kept))
-        sc_index_remove(self->segment);
+    if (!SC_CONTROL(old_index_kept) && sc_index_remove(self->segment) != 0)
+        return sc_fail_os(error, "cannot remove the index of a segment that is replaced", self->segment->path);
     if (sc_os_sync_folder(folder) != 0)
         return sc_fail_os(error, "cannot sync a partition's folder", folder);
     _Atomic uint32_t *rewrites = &sc_state_slot(&self->topic->state, self->partition->number)->rewrites, uncounted = 0;

@@ -104,8 +104,7 @@ int sc_rewrite_mark(sc_rewrite *self, sc_key_map *map, int64_t tombstones_before
             return code;
         if (batch.record_count > 0 &&
             !sc_os_read_mapped(self->mapping->data, (size_t)self->mapping->size, mark_rows, &keys))
-            return sc_fail_at(error, SC_CORRUPT, self->segment->path, batch.base_offset, batch.position,
-                              "the file cannot be read here");
+            return sc_segment_fail_unreadable(self->segment, batch.base_offset, batch.position, error);
     }
     *oldest_tombstone = keys.oldest_tombstone;
     *dropped = keys.dropped + self->report.rows_before - self->rows_passed; /* those of aborted transactions */
@@ -144,8 +143,7 @@ int sc_rewrite_collect(sc_rewrite *self, sc_key_map *map, int64_t from_offset, i
         if (code != SC_OK)
             return code;
         if (!sc_os_read_mapped(self->mapping->data, (size_t)self->mapping->size, collect_rows, &keys))
-            return sc_fail_at(error, SC_CORRUPT, self->segment->path, batch.base_offset, batch.position,
-                              "the file cannot be read here");
+            return sc_segment_fail_unreadable(self->segment, batch.base_offset, batch.position, error);
     }
     *full_at = keys.full_at;
     sc_rewrite_rewind(self);

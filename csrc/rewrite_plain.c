@@ -90,8 +90,7 @@ static int take_batch(pending *self, const sc_batch *batch, sc_error *error)
     int code = sc_batch_rows(batch, &self->rows, error);
     while (code == SC_OK && self->next < self->rows.count) {
         if (!sc_os_read_mapped(rewrite->mapping->data, (size_t)rewrite->mapping->size, take_rows, self))
-            return sc_fail_at(error, SC_CORRUPT, rewrite->segment->path, batch->base_offset, batch->position,
-                              "the file cannot be read here");
+            return sc_segment_fail_unreadable(rewrite->segment, batch->base_offset, batch->position, error);
         if (self->count == PENDING_ROWS_MAX || self->bytes >= self->bytes_max)
             code = flush_pending(self, -1, error);
     }

@@ -1,5 +1,6 @@
 #include "segment.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,9 +101,9 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
     bool readable = mapping->size == 0 || sc_os_read_mapped(mapping->data, (size_t)mapping->size, recognize, &self);
     if (!readable || self.found == NULL) {
         sc_mapping_release(mapping);
-        return sc_fail_at(error, readable ? SC_FORMAT : SC_CORRUPT, segment->path, segment->base_offset, 0,
-                          readable ? "the segment does not begin with a schema of this topic"
-                                   : "the segment cannot be read");
+        return !readable ? sc_segment_fail_unreadable(segment, segment->base_offset, 0, error)
+                         : sc_fail_at(error, SC_FORMAT, segment->path, segment->base_offset, 0,
+                                      "the segment does not begin with a schema of this topic");
     }
     sc_mapping_release(segment->mapping);
     segment->mapping = mapping;
@@ -117,31 +118,38 @@ static int map_file(sc_segment *segment, int64_t size, const sc_layout *layouts,
 
 /* Whether the file must be mapped anew, or another one has its name. One that was mapped while it was active may have
  * been sealed at a size beyond that mapping, and one that was empty may have been replaced by another of its name. */
-static bool is_stale(sc_segment *segment, int64_t size)
+static int is_stale(sc_segment *segment, int64_t size, bool *stale, sc_error *error)
 {
     sc_file_stat stat;
+    *stale = true;
     if (segment->mapping == NULL || segment->mapping->size < size ||
         (segment->mapping->copied && segment->runs == NULL))
-        return true;
+        return SC_OK;
     bool active = size > 0;
+    *stale = false;
     if (active ? atomic_load_explicit(&segment->mapping->began, memory_order_relaxed) : !segment->may_grow)
-        return false;
+        return SC_OK;
     int fd = sc_os.open(segment->path, SC_OPEN_READ);
-    bool known = fd >= 0 && sc_os.stat(fd, &stat) == 0;
+    if (fd < 0 && errno == ENOENT)
+        return SC_OK; /* gone: the mapping is what there is */
+    int code =
+        fd < 0 || sc_os.stat(fd, &stat) != 0 ? sc_fail_os(error, "cannot look at a segment", segment->path) : SC_OK;
     if (fd >= 0)
         sc_os.close(fd);
-    if (!known)
-        return false; /* gone: the mapping is what there is */
+    if (code != SC_OK)
+        return code;
     segment->may_grow = active;
-    return stat.inode != segment->mapping->inode || (!active && stat.size > segment->mapping->size);
+    *stale = stat.inode != segment->mapping->inode || (!active && stat.size > segment->mapping->size);
+    return SC_OK;
 }
 
 int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,
                    sc_mapping **mapping, sc_error *error)
 {
     pthread_mutex_lock(&segment->mutex);
-    int code = SC_OK;
-    if (is_stale(segment, size))
+    bool stale;
+    int code = is_stale(segment, size, &stale, error);
+    if (code == SC_OK && stale)
         code = map_file(segment, size, layouts, partition, error);
     if (code == SC_OK) {
         sc_mapping_retain(segment->mapping);
@@ -183,6 +191,8 @@ bool sc_segment_is_current(sc_segment *segment)
 
 /* ---- looking at batches ------------------------------------------------------------------------------------ */
 
+static const char unreadable[] = "the file cannot be read here (input/output error, or it was cut short)";
+
 struct inspection {
     sc_look look;
     const uint8_t *data;
@@ -214,7 +224,7 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
     self.verify = verify && !sc_mapping_is_verified(mapping, position);
     if (!sc_os_read_mapped(self.data, (size_t)(mapping->size - position), inspect, &self)) {
         self.look.state = SC_BATCH_BAD;
-        self.look.why = "the file cannot be read here (input/output error, or it was cut short)";
+        self.look.why = unreadable;
         self.look.unreadable = true;
         return self.look;
     }
@@ -285,10 +295,18 @@ int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_
 {
     end = end < mapping->size ? end : mapping->size;
     struct search self = {.data = mapping->data, .position = sc_align(position), .end = end};
-    if (self.position >= end || !sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_good, &self))
-        return -1;
+    if (self.position >= end)
+        return SC_NOT_FOUND;
+    if (!sc_os_read_mapped(mapping->data, (size_t)mapping->size, search_good, &self))
+        return SC_NOT_READABLE;
     *header = self.header;
-    return self.found ? self.position : -1;
+    return self.found ? self.position : SC_NOT_FOUND;
+}
+
+int sc_segment_fail_unreadable(const sc_segment *segment, int64_t offset, int64_t position, sc_error *error)
+{
+    sc_look look = {.state = SC_BATCH_BAD, .why = unreadable, .unreadable = true};
+    return sc_segment_fail(segment, &look, offset, position, error);
 }
 
 int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error)

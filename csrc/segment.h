@@ -81,11 +81,13 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
 /* A message that sc_segment_look found good, as a batch of which all rows are wanted. The mapping is borrowed. */
 void sc_segment_batch(const sc_segment *segment, sc_mapping *mapping, const sc_header *header, int64_t position,
                       uint32_t partition, sc_batch *batch);
-/* The position of the next good batch behind `position` with a sound body; -1: there is none. A damaged batch whose
- * header is good is stepped over whole: what looks like a batch inside it is somebody's data. */
+/* The position of the next good batch behind `position` with a sound body. A damaged batch whose header is good is
+ * stepped over whole: what looks like a batch inside it is somebody's data. */
+enum { SC_NOT_FOUND = -1, SC_NOT_READABLE = -2 };
 int64_t sc_segment_find_good(const sc_mapping *mapping, int64_t position, int64_t end, sc_header *header);
 /* A corrupt or unreadable place as an error. */
 int sc_segment_fail(const sc_segment *segment, const sc_look *look, int64_t offset, int64_t position, sc_error *error);
+int sc_segment_fail_unreadable(const sc_segment *segment, int64_t offset, int64_t position, sc_error *error);
 
 /* Where to begin to look for `offset`: a batch at or before it. */
 int64_t sc_segment_seek(sc_segment *segment, sc_mapping *mapping, int64_t offset, int64_t end, int64_t *batch_offset);
@@ -104,7 +106,7 @@ void sc_index_save(sc_segment *segment, int64_t end_position);
 /* Writes the whole index of a sealed segment, with its summary. */
 void sc_index_seal(sc_segment *segment, const sc_summary *summary);
 /* Removes the file, and forgets what was learnt, when the segment was cut: a summary of other records would mislead. */
-void sc_index_remove(sc_segment *segment);
+int sc_index_remove(sc_segment *segment);
 /* The summary of a segment of at least `size` bytes: from the index of a sealed one, or from the batch headers.
  * `writable`: also mend the index. SC_STALE: as sc_segment_map. */
 int sc_segment_summarize(sc_segment *segment, int64_t size, const sc_layout *layouts, uint32_t partition,

@@ -66,10 +66,12 @@ static void wipe(sc_state *state, int64_t old_size, uint32_t generation)
         sc_slot *slot = sc_state_slot(state, (uint32_t)i);
         memcpy(kept, old_size == 0 || SC_CONTROL(boot_of_others_overwritten) ? boot_id : slot->boot_id, sizeof kept);
         uint32_t rewrites = atomic_load(&slot->rewrites);
+        bool doubted = known && (atomic_load(&slot->poisoned) != 0 || atomic_load(&slot->doubted) != 0);
         memset((void *)slot, 0, sizeof *slot);
         if (known || old_size == 0)
             memcpy(slot->boot_id, kept, sizeof kept);
         atomic_store(&slot->rewrites, rewrites);
+        atomic_store(&slot->doubted, doubted);
     }
     memcpy(header->magic, state_magic, sizeof state_magic);
     atomic_store(&header->generation, generation);
@@ -208,9 +210,13 @@ void sc_state_unlock(sc_state *state, uint32_t partition)
     (void)result;
 }
 
-bool sc_state_try_lock_rewriting(sc_state *state, uint32_t partition)
+int sc_state_lock_rewriting(sc_state *state, uint32_t partition, sc_error *error)
 {
-    return sc_os.lock(state->fd, LOCK_REWRITING + (int64_t)partition, SC_LOCK_EXCLUSIVE, false) == 0;
+    if (sc_os.lock(state->fd, LOCK_REWRITING + (int64_t)partition, SC_LOCK_EXCLUSIVE, false) == 0)
+        return SC_OK;
+    if (errno == EAGAIN || errno == EACCES)
+        return sc_fail(error, SC_CONFLICT, "partition %u is rewritten by another process", (unsigned)partition);
+    return sc_fail_os(error, "cannot lock a partition for rewriting", state->path);
 }
 
 void sc_state_unlock_rewriting(sc_state *state, uint32_t partition)

@@ -78,7 +78,8 @@ typedef struct sc_slot {
     uint32_t reserved_32;
     uint8_t boot_id[16];       /* of the kernel under which the end of this log was last found; survives the wipe */
     _Atomic uint32_t rewrites; /* changes before and after a sealed segment is replaced by another; survives the wipe */
-    uint32_t reserved[5];
+    _Atomic uint32_t doubted;  /* not 0: a sync failed, and the log was not repaired since; survives the wipe */
+    uint32_t reserved[4];
     _Atomic int64_t journaled_offset; /* all below it is durable, in the journal if not in the segments */
     _Atomic int64_t tails[2][SC_TAIL_WORDS];
 } sc_slot;
@@ -122,8 +123,8 @@ bool sc_state_is_same_boot(const sc_state *state, uint32_t partition);
 void sc_state_set_boot(sc_state *state, uint32_t partition);
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error);
 void sc_state_unlock(sc_state *state, uint32_t partition);
-/* The right to rewrite segments of a partition, which one process has at a time. False: another one has it. */
-bool sc_state_try_lock_rewriting(sc_state *state, uint32_t partition);
+/* The right to rewrite segments of a partition, which one process has at a time. SC_CONFLICT: another one has it. */
+int sc_state_lock_rewriting(sc_state *state, uint32_t partition, sc_error *error);
 void sc_state_unlock_rewriting(sc_state *state, uint32_t partition);
 
 /* False when nobody has looked at the log yet. */

@@ -164,6 +164,10 @@ int sc_producers_batch_write(const sc_layout *layout, const sc_producer_state *s
 
 /* ---- flush.c ---- */
 
+/* A sync has failed, errno says why: appends are refused from now on, in every process. SC_OS. */
+int sc_partition_poison(sc_partition *partition, const char *what, const char *path, sc_error *error);
+/* A folder that cannot be opened was not synced: that can be done later. A sync that fails poisons the partition. */
+int sc_partition_sync_folder(sc_partition *partition, const char *what, const char *path, sc_error *error);
 /* Syncs the segments, and publishes how far the log is durable. */
 int sc_partition_sync(sc_partition *partition, sc_error *error);
 /* Returns when everything below `offset` is durable; together with other partitions when there is a journal. */

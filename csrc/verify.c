@@ -25,6 +25,13 @@ static void report(verifier *self, const sc_segment *segment, int64_t offset, in
     self->problem(self->context, &problem);
 }
 
+static void report_unreadable(verifier *self, const sc_segment *segment, int64_t offset, int64_t position)
+{
+    sc_error problem;
+    sc_segment_fail_unreadable(segment, offset, position, &problem);
+    self->problem(self->context, &problem);
+}
+
 static void advance(verifier *self, int64_t bytes, bool now)
 {
     self->unreported += bytes;
@@ -70,8 +77,9 @@ static void verify_structure(verifier *self, const sc_segment *segment, sc_mappi
         return;
     struct structure_check check = {0};
     sc_segment_batch(segment, mapping, header, position, self->partition->number, &check.batch);
-    check_structure(&check);
-    if (check.code != SC_OK)
+    if (!sc_os_read_mapped(mapping->data, (size_t)mapping->size, check_structure, &check))
+        report_unreadable(self, segment, header->base_offset, position);
+    else if (check.code != SC_OK)
         report(self, segment, header->base_offset, position, check.error.message);
 }
 
@@ -92,12 +100,16 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
             advance(self, look.header.total_size, false);
             continue;
         }
+        if (look.unreadable) {
+            report_unreadable(self, segment, offset, position);
+            return;
+        }
         const char *what = look.state == SC_BATCH_BAD    ? look.why
                            : look.state == SC_BATCH_GOOD ? "a batch does not follow the one before it"
                                                          : "records are missing here";
         report(self, segment, offset, position, what);
         sc_header later;
-        int64_t found = look.unreadable ? -1 : sc_segment_find_good(mapping, position, end_position, &later);
+        int64_t found = sc_segment_find_good(mapping, position, end_position, &later);
         if (found < 0)
             return;
         advance(self, found - position, false);
@@ -105,7 +117,9 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
         offset = later.base_offset;
     }
     sc_look behind = sc_segment_look(mapping, position, end_position, true, &unused);
-    if (behind.state == SC_BATCH_BAD && !self->stopped) /* any Arrow reader would stumble over it */
+    if (behind.unreadable && !self->stopped)
+        report_unreadable(self, segment, offset, position);
+    else if (behind.state == SC_BATCH_BAD && !self->stopped) /* any Arrow reader would stumble over it */
         report(self, segment, offset, position, "neither a batch nor the end of the stream is here");
 }
 

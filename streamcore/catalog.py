@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import mmap
 import os
 import re
 import shutil
@@ -56,6 +57,7 @@ def _renew_opening() -> None:
 os.register_at_fork(after_in_child=_renew_opening)
 
 _SHM_BYTES = 32 << 10
+_OPENING_BYTES = 128 << 10  # more than SQLite needs to open a catalog
 _TYPES = {"text": "'text'", "integer": "'integer'", "real": "'real', 'integer'", "blob": "'blob'"}
 _LOG_HEADER_BYTES = 32
 _ERRNO_OF_CODE = {
@@ -155,6 +157,20 @@ def _enter_wal_mode(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
+@contextlib.contextmanager
+def _ended(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commits, or rolls back behind any exception, that of the commit included: SQLite then keeps some transactions
+    open, and has ended others by itself."""
+    try:
+        yield
+        connection.execute("commit")
+    except BaseException:
+        if connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # what was wrong first is what is told
+                connection.execute("rollback")
+        raise
+
+
 class Catalog:
     """The catalog of one store. Used by one process; threads exclude each other."""
 
@@ -195,29 +211,44 @@ class Catalog:
     def _open_writable(self) -> sqlite3.Connection:
         with self._translated():
             self._check_files()
+            disk = os.statvfs(self.path.parent)
+            small_blocks = disk.f_frsize < mmap.PAGESIZE and not disk.f_flag & os.ST_RDONLY
+            if small_blocks and disk.f_bavail * disk.f_frsize < _OPENING_BYTES:
+                raise StorageError(errno.ENOSPC, "there is no room for opening the catalog", str(self.path))
             connection = sqlite3.connect(
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
                 self._check_ours(connection)
                 _enter_wal_mode(connection)
+                connection.execute("pragma synchronous = full")
+                connection.execute("pragma foreign_keys = on")
+                if small_blocks:
+                    self._reserve_shm(connection)
+                connection.execute("begin immediate")
+                with _ended(connection):
+                    if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
+                        for statement in _TABLES.split(";\n"):
+                            connection.execute(statement)
+                        connection.execute("insert into meta values ('format', ?)", (str(CATALOG_FORMAT),))
             except BaseException:
-                connection.close()
-                raise
-            connection.execute("pragma synchronous = full")
-            connection.execute("pragma foreign_keys = on")
-            connection.execute("begin immediate")
-            try:
-                if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
-                    for statement in _TABLES.split(";\n"):
-                        connection.execute(statement)
-                    connection.execute("insert into meta values ('format', ?)", (str(CATALOG_FORMAT),))
-                connection.execute("commit")
-            except BaseException:
-                connection.execute("rollback")
                 connection.close()
                 raise
             return connection
+
+    def _reserve_shm(self, connection: sqlite3.Connection) -> None:
+        """Reserves all blocks of the mapped `-shm` file, of which SQLite reserves one in each page by writing a byte.
+
+        Where blocks are smaller than pages the first store into another one needs room, and a full disk would then be
+        the end of the process (SIGBUS). Through SQLite's own descriptor: closing another one would drop its locks.
+        """
+        connection.execute("select 1 from sqlite_schema").fetchone()
+        path = self.path.with_name(self.path.name + "-shm")
+        with contextlib.suppress(FileNotFoundError):  # no Linux
+            for link in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    if link.readlink() == path:
+                        os.posix_fallocate(int(link.name), 0, os.fstat(int(link.name)).st_size)
 
     def _check_ours(self, connection: sqlite3.Connection) -> None:
         """An empty file becomes a catalog, but not where there are topics; and nothing of somebody else's does."""
@@ -382,12 +413,8 @@ class Catalog:
                 connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
                 self._durable = durable
             connection.execute("begin immediate")
-            try:
+            with _ended(connection):
                 yield connection
-            except BaseException:
-                connection.execute("rollback")
-                raise
-            connection.execute("commit")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -413,12 +440,18 @@ class Catalog:
         """What the operating system says, which SQLite keeps to itself; 0 when that is nothing."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_IOERR:  # also when there is no room for the "-shm" file
-            disk = os.statvfs(self.path.parent)
+            try:
+                disk = os.statvfs(self.path.parent)
+            except OSError:
+                return errno.EIO
             return errno.ENOSPC if disk.f_bavail * disk.f_frsize < _SHM_BYTES else errno.EIO
         if code in _ERRNO_OF_CODE:
             return _ERRNO_OF_CODE[code]
         if os.access(self.path, os.R_OK | (os.W_OK if self._writable else 0)):
             return 0
+        with contextlib.suppress(OSError):
+            if self._writable and os.statvfs(self.path.parent).f_flag & os.ST_RDONLY:
+                return errno.EROFS
         return errno.EACCES if self.path.exists() else errno.ENOENT  # opening it would drop SQLite's locks when closed
 
     def _check_format(self, connection: sqlite3.Connection) -> None:

@@ -184,7 +184,8 @@ class Store:
         try:
             self.catalog.add_topic(row)
         except BaseException:
-            (self.path / "topics" / row.folder).rmdir()
+            with contextlib.suppress(OSError):
+                (self.path / "topics" / row.folder).rmdir()
             raise
         with self.lock:
             self._topics[row.id] = topic
@@ -257,7 +258,7 @@ class Store:
             raise StorageError(
                 error.errno or 0, "a topic's folder cannot be removed", str(topics / row_folder)
             ) from None
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove_folder(gone)
         self.topics_changed()
 
     # ---- consumers and groups ----
@@ -785,18 +786,29 @@ def _prepare_folder(path: Path, mode: Mode) -> None:
         raise StorageError(errno.ENOTDIR, f"{path} cannot be opened as a store", str(path)) from None
     except OSError as error:
         raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
-    if os.path.lexists(path / CATALOG_NAME):
-        return
+    try:
+        if os.path.lexists(path / CATALOG_NAME):
+            return
+        has_topics = mode == "rw" and any((path / "topics").iterdir())
+    except OSError as error:
+        raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
     if mode == "r":
         raise StoreFormatError(f"{path} is not a store: it has no {CATALOG_NAME}")
-    if any((path / "topics").glob("*")):
+    if has_topics:
         raise StoreFormatError(f"{path} has topics but no {CATALOG_NAME}: restore that file from a backup")
 
 
 def _finish_deletions(path: Path) -> None:
     """Of topics, by a process that died over it. Not before the catalog has shown that the store is one of ours."""
-    for left in (path / "topics").glob(_DELETED_PREFIX + "*"):
-        shutil.rmtree(left, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the next one does it
+        for left in (path / "topics").glob(_DELETED_PREFIX + "*"):
+            _remove_folder(left)
+
+
+def _remove_folder(path: Path) -> None:
+    """As far as that is possible: who opens the store next removes what is left."""
+    with contextlib.suppress(OSError):  # rmtree does not ignore all of them
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _make_folder(path: Path) -> None:

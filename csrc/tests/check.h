@@ -45,9 +45,18 @@
         }                                                                                                              \
     } while (0)
 
+/* What a test of many cases says when one fails: which. */
+static void (*check_case)(void);
+static inline void check_on_failure(void (*tell)(void))
+{
+    check_case = tell;
+}
+
 static inline void check_fail(const char *file, int line, const char *what, const char *more)
 {
     fprintf(stderr, "%s:%d: failed: %s%s\n", file, line, what, more);
+    if (check_case != NULL)
+        check_case();
     fflush(stderr);
     abort();
 }

@@ -400,6 +400,51 @@ static void test_a_failed_sync_poisons_the_partition_until_all_have_closed(void)
     folder_remove(path);
 }
 
+static int64_t written_from, written_to; /* of segments, by pwrite */
+static ssize_t noting_pwrite(int fd, const void *data, size_t size, int64_t position)
+{
+    if (position < written_from)
+        written_from = position;
+    if (position + (int64_t)size > written_to)
+        written_to = position + (int64_t)size;
+    return pwrite(fd, data, size, position);
+}
+
+/* The kernel takes the pages of a sync that failed for clean: a later sync writes none of them. */
+static void test_what_a_failed_sync_may_have_dropped_is_written_again_by_who_opens_the_log_next(void)
+{
+    for (int fails = 0; fails < 2; fails++) {
+        char file[FILE_MAX];
+        found_batch batches[4];
+        sc_error error;
+        folder_make(path);
+        sc_topic *topic = topic_open(path, true);
+        append_records(topic, 0, 0, 20);
+        CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+        append_records(topic, 0, 20, 100);
+        append_records(topic, 0, 120, 100);
+        if (fails) {
+            sc_os.sync_data = failing_sync_data;
+            CHECK_EQ(sc_partition_flush(topic, 0, &error), SC_OS);
+            sc_os_reset();
+        }
+        topic_abandon(topic);
+        segment_file(file, path, 0, 0);
+        CHECK_EQ(found_batches(file, batches, 4), 3);
+        written_from = INT64_MAX;
+        written_to = 0;
+        sc_os.pwrite = noting_pwrite;
+        topic = topic_open(path, true);
+        CHECK_EQ(end_of(topic, 0), 220);
+        CHECK(fails ? written_from <= batches[1].position && written_to >= found_end(file) : written_to == 0);
+        CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+        sc_os_reset();
+        topic_close(topic);
+        check_log(path, 220);
+        folder_remove(path);
+    }
+}
+
 static void test_a_durable_append_whose_sync_fails_says_so(void)
 {
     folder_make(path);
@@ -651,6 +696,7 @@ int main(int argc, char **argv)
     RUN(test_a_log_that_rests_notes_once_that_it_is_durable);
     RUN(test_a_closed_file_always_ends_its_stream_inside_the_file);
     RUN(test_a_failed_sync_poisons_the_partition_until_all_have_closed);
+    RUN(test_what_a_failed_sync_may_have_dropped_is_written_again_by_who_opens_the_log_next);
     RUN(test_a_durable_append_whose_sync_fails_says_so);
     RUN(test_a_sync_that_overlapped_a_failed_one_promises_nothing);
     RUN(test_all_that_come_while_a_sync_runs_share_the_next_one);

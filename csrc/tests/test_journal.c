@@ -846,10 +846,10 @@ static void run_scenario(void)
 }
 
 /* With `lost`, the power was lost before: there is something to replay. */
-static void check_survives(int error_number, bool sticky, bool lost)
+static void check_survives(int error_number, bool sticky, bool lost, int every)
 {
-    int step = 1;
-    for (int number = 1;; number += step) {
+    int step = every;
+    for (int number = 1 + error_number % every;; number += step) {
         if (lost) {
             small_store store = make_store(AREA);
             sc_os_reset();
@@ -862,6 +862,7 @@ static void check_survives(int error_number, bool sticky, bool lost)
             acknowledged[log] = lost ? 20 : 0;
         faults_arm(number, error_number, sticky);
         run_scenario();
+        CHECK_EQ(faults_repeated_syncs(), 0);
         bool failed = faults_disarm();
         small_store store = store_open(path, AREA);
         store_check(&store, acknowledged);
@@ -874,24 +875,32 @@ static void check_survives(int error_number, bool sticky, bool lost)
             CHECK(number > 100);
             return;
         }
-        step = number < 400 ? 1 : 1 + number % 5;
+        step = number < 400 ? every : every + number % 5;
     }
 }
 
 static void test_any_call_that_fails_once_loses_nothing(void)
 {
-    check_survives(EIO, false, false);
+    check_survives(EIO, false, false, 1);
+    const int others[] = {ENOSPC, EDQUOT, EINTR, EMFILE, ENFILE, ENOMEM, EACCES};
+    for (int i = 0; i < 7; i++)
+        check_survives(others[i], false, false, 9);
 }
 
 static void test_calls_that_fail_from_some_moment_on_lose_nothing(void)
 {
-    check_survives(ENOSPC, true, false);
+    check_survives(ENOSPC, true, false, 1);
+    check_survives(EIO, true, false, 9);
+    check_survives(EROFS, true, false, 9);
 }
 
 static void test_any_call_that_fails_in_a_replay_loses_nothing(void)
 {
-    check_survives(EIO, false, true);
-    check_survives(EMFILE, true, true);
+    check_survives(EIO, false, true, 1);
+    check_survives(EMFILE, true, true, 1);
+    check_survives(ENOSPC, false, true, 9);
+    check_survives(ENOSPC, true, true, 9);
+    check_survives(EINTR, false, true, 9);
 }
 
 /* ---- threads ------------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ static void test_reads_behind_a_file_that_was_cut_are_errors(void)
     sc_error error;
     CHECK_EQ(sc_segment_fail(segment, &look, 1000, batches[10].position, &error), SC_OS);
     CHECK(strcmp(error.path, file) == 0);
-    CHECK_EQ(sc_segment_find_good(mapping, batches[4].position, mapping->size, &header), -1);
+    CHECK_EQ(sc_segment_find_good(mapping, batches[4].position, mapping->size, &header), SC_NOT_READABLE);
     CHECK_EQ(sc_segment_look(mapping, batches[1].position, mapping->size, true, &verified).state, SC_BATCH_GOOD);
     sc_mapping_release(mapping);
     drop_segment(segment);

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 CHILD_FAILED = 70
@@ -137,11 +137,12 @@ class Child:
 
 
 class ForkServer:
-    """The parent's handle of the server process. A context manager."""
+    """The parent's handle of the server process, which has this environment (None: the parent's)."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        given = os.environ if environment is None else environment
+        environment = {**given, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment
         )
@@ -181,9 +182,9 @@ class ForkServer:
 
 
 @contextlib.contextmanager
-def fork_server() -> Iterator[ForkServer]:
+def fork_server(environment: Mapping[str, str] | None = None) -> Iterator[ForkServer]:
     """A server for the length of a with block."""
-    server = ForkServer()
+    server = ForkServer(environment)
     try:
         yield server
     finally:

@@ -496,8 +496,8 @@ static void remember(int fd, const char *below)
 
 static int open_below(int folder, const char *name, const char *below, int flags, mode_t mode)
 {
+    bool was_there = exists(folder, name); /* before `enter`, which sets the errno of a call that fails */
     enum action action = enter("open", below);
-    bool was_there = exists(folder, name);
     int fd = action == FAIL ? -1 : real_openat(folder, name, flags, mode);
     if (fd >= 0) {
         remember(fd, below);
