@@ -87,6 +87,10 @@ class ArrayAppend:
         """From the argument of `Topic.append_table`."""
         extras = _extra_columns(table, version)
         rows = table.num_rows
+        try:
+            table.validate()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"the table is not sound: {error}") from None
         for name, column in zip(table.column_names, table.columns, strict=True):
             for chunk in column.chunks:
                 columns.check_sound(chunk, f"column {name!r}")

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from streamcore.columns import check_sound
 from streamcore.ingest.conversion import isolated, key_bytes, one_array
 from streamcore.ingest.model import Block, IngestError, IngestOptions, Rows, missing_field
 from streamcore.ingest.source import STDIN
 from streamcore.ingest.values import Clock, Misfits, StructMaker, not_of_type, too_large, without
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _BLOCK_ROWS = 1 << 16
 _SCANNED = {"partition", "offset", "timestamp", "key", "value", "headers"}
@@ -101,15 +102,27 @@ class ColumnarSource:
             return self._file.schema_arrow, self._file.iter_batches(batch_size=_BLOCK_ROWS)
         if self.path == STDIN:
             stream = pa.ipc.open_stream(sys.stdin.buffer)
-            return stream.schema, iter(stream)
+            return stream.schema, _sound(self.path, stream)
         self._file = pa.memory_map(self.path)
         try:
             reader = pa.ipc.open_file(self._file)
         except pa.ArrowInvalid:
             self._file.seek(0)
             stream = pa.ipc.open_stream(self._file)
-            return stream.schema, iter(stream)
-        return reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+            return stream.schema, _sound(self.path, stream)
+        numbers = range(reader.num_record_batches)
+        return reader.schema, _sound(self.path, (reader.get_batch(number) for number in numbers))
+
+
+def _sound(path: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Arrow reads what a file says of its arrays without checking it."""
+    for batch in batches:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                check_sound(column, f"column {name!r}")
+            except ValueError as error:
+                raise IngestError(f"{path}: {error}") from None
+        yield batch
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
