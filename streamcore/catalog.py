@@ -19,7 +19,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -66,6 +66,7 @@ _ERRNO_OF_CODE = {
     sqlite3.SQLITE_BUSY: errno.EBUSY,
 }
 
+_DELETIONS = "create table if not exists deletions (folder text primary key) without rowid"
 _TABLES = """
 create table meta (key text primary key, value text not null) without rowid;
 create table topics (
@@ -119,6 +120,11 @@ class TopicRow:
 def topic_folder(name: str, topic_id: str) -> str:
     """The name of a topic's folder: its own by its id, and readable by its name."""
     return f"{name[:_FOLDER_NAME_MAX]}-{topic_id}"
+
+
+def _is_plain(folder: Any) -> bool:
+    """Whether it names something right below a folder."""
+    return isinstance(folder, str) and "/" not in folder and "\0" not in folder and folder.strip(".") != ""
 
 
 def _wrong_in(row: TopicRow) -> str | None:
@@ -509,8 +515,8 @@ class Catalog:
             raise CorruptionError(f"the catalog has a damaged topic {str(row[1])[:250]!r}: {wrong}", str(self.path))
         return found
 
-    def add_topic(self, row: TopicRow) -> None:
-        """Records a new topic. Raises TopicExistsError."""
+    def add_topic(self, row: TopicRow, make_folder: Callable[[], None] = lambda: None) -> None:
+        """Records a new topic, whose folder is made in the same transaction. Raises TopicExistsError."""
         try:
             with self.changing() as connection:
                 connection.execute(
@@ -519,6 +525,7 @@ class Catalog:
                 )
                 for version, schema in row.schemas.items():
                     connection.execute("insert into schemas values (?, ?, ?)", (row.id, version, schema))
+                make_folder()
         except sqlite3.IntegrityError:
             raise TopicExistsError(f"topic {row.name!r} exists already") from None
 
@@ -537,9 +544,34 @@ class Catalog:
             return True
 
     def remove_topic(self, topic_id: str) -> bool:
-        """Forgets a topic; False when it was gone already."""
+        """Forgets a topic, but for its folder, until `end_deletion`; False when it was gone already."""
+        self.ensure_tables(_DELETIONS)
         with self.changing() as connection:
+            connection.execute("insert or ignore into deletions select folder from topics where id = ?", (topic_id,))
             return connection.execute("delete from topics where id = ?", (topic_id,)).rowcount > 0
+
+    def deletions(self) -> list[str]:
+        """The folders of topics whose deletion has not ended."""
+        with self.at_one_moment() as connection:
+            if not connection.execute("select 1 from sqlite_schema where name = 'deletions'").fetchone():
+                return []
+            return [folder for (folder,) in connection.execute("select folder from deletions") if _is_plain(folder)]
+
+    def end_deletion(self, folder: str) -> None:
+        """The folder of a deleted topic is gone."""
+        with self.changing(durable=False) as connection:
+            connection.execute("delete from deletions where folder = ?", (folder,))
+
+    def remove_strangers(self, topics_path: Path) -> None:
+        """Removes empty folders that are of no topic: who made them died before the catalog had the topic."""
+        names = {name for name in os.listdir(topics_path) if not name.startswith(".")}  # noqa: PTH208  # many
+        with self.reading() as connection:
+            if len(names) <= connection.execute("select count(*) from topics").fetchone()[0]:
+                return
+        with self.changing(durable=False) as connection:  # so nobody makes one now
+            for name in names - {folder for (folder,) in connection.execute("select folder from topics")}:
+                with contextlib.suppress(OSError):  # one with files may be of a catalog that was put back
+                    (topics_path / name).rmdir()
 
     # ---- other state ----
 

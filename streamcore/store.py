@@ -16,6 +16,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
@@ -128,7 +129,7 @@ class Store:
         _prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
         if mode == "rw":
-            _finish_deletions(self.path)
+            self._remove_what_was_left()
         self.journal = self._open_journal() if mode == "rw" else None
         self._flusher = _Flusher(self.journal)
         self._coordinator: Coordinator | None = None
@@ -180,9 +181,8 @@ class Store:
             schemas={1: schemas.make_version(topic_id, 1, user).message},
         )
         topic = Topic(self, row)
-        _make_topic_folder(self.path, row.folder)
         try:
-            self.catalog.add_topic(row)
+            self.catalog.add_topic(row, partial(_make_topic_folder, self.path, row.folder))
         except BaseException:
             with contextlib.suppress(OSError):
                 (self.path / "topics" / row.folder).rmdir()
@@ -248,17 +248,8 @@ class Store:
             raise TopicNotFoundError(self._missing(name))
         topic.close_core(deleted=True)
         self.forget(topic.id)
-        topics = self.path / "topics"
-        row_folder = topic.folder
-        gone = topics / (_DELETED_PREFIX + row_folder)[:255]
-        try:
-            (topics / row_folder).rename(gone)
-            _sync_folder(topics)
-        except OSError as error:
-            raise StorageError(
-                error.errno or 0, "a topic's folder cannot be removed", str(topics / row_folder)
-            ) from None
-        _remove_folder(gone)
+        _remove_topic_folder(self.path, topic.folder)
+        self.catalog.end_deletion(topic.folder)
         self.topics_changed()
 
     # ---- consumers and groups ----
@@ -523,6 +514,17 @@ class Store:
             return known
         row = self.catalog.topic_by_id(topic_id)
         return None if row is None else self._topic_of(row)
+
+    def _remove_what_was_left(self) -> None:
+        """By processes that died while they made or deleted a topic."""
+        topics = self.path / "topics"
+        with contextlib.suppress(OSError, StorageError):  # the next one does it
+            for left in topics.glob(_DELETED_PREFIX + "*"):
+                _remove_folder(left)
+            for folder in self.catalog.deletions():
+                _remove_topic_folder(self.path, folder)
+                self.catalog.end_deletion(folder)
+            self.catalog.remove_strangers(topics)
 
     def _finish_what_was_left(self) -> None:
         """Groups that are ahead of their logs go back; transactions are finished or, those of the dead, aborted."""
@@ -798,13 +800,6 @@ def _prepare_folder(path: Path, mode: Mode) -> None:
         raise StoreFormatError(f"{path} has topics but no {CATALOG_NAME}: restore that file from a backup")
 
 
-def _finish_deletions(path: Path) -> None:
-    """Of topics, by a process that died over it. Not before the catalog has shown that the store is one of ours."""
-    with contextlib.suppress(OSError):  # the next one does it
-        for left in (path / "topics").glob(_DELETED_PREFIX + "*"):
-            _remove_folder(left)
-
-
 def _remove_folder(path: Path) -> None:
     """As far as that is possible: who opens the store next removes what is left."""
     with contextlib.suppress(OSError):  # rmtree does not ignore all of them
@@ -829,6 +824,19 @@ def _make_topic_folder(store_path: Path, folder: str) -> None:
         _sync_folder(topics)
     except OSError as error:
         raise StorageError(error.errno or 0, "a topic's folder cannot be made", str(topics / folder)) from None
+
+
+def _remove_topic_folder(store_path: Path, folder: str) -> None:
+    """Also where another process is at it, or began."""
+    topics = store_path / "topics"
+    gone = topics / (_DELETED_PREFIX + folder)[:255]
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            (topics / folder).rename(gone)
+        _sync_folder(topics)
+    except OSError as error:
+        raise StorageError(error.errno or 0, "a topic's folder cannot be removed", str(topics / folder)) from None
+    _remove_folder(gone)
 
 
 def _digest_of(path: str, size_bytes: int) -> Digest:

@@ -249,7 +249,8 @@ def test_settings_unknown_to_this_version_are_an_error_and_no_guess(store_path: 
 
 
 def test_a_topic_whose_creation_failed_leaves_nothing(store: sc.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: TopicRow) -> None:
+    def fail(_: TopicRow, make_folder: Callable[[], None]) -> None:
+        make_folder()
         raise sc.StorageError(28, "no space", "catalog.sqlite")
 
     with monkeypatch.context() as patch:

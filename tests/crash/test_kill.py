@@ -369,6 +369,28 @@ def test_what_a_process_left_that_died_while_it_deleted_a_topic_is_cleared_by_th
         assert [record.value for record in store.topic(TOPIC).scan()] == [b"value"]
 
 
+def test_what_a_process_left_that_died_between_catalog_and_folder_of_a_topic_is_cleared_by_the_next_writer(
+    tmp_path: Path,
+) -> None:
+    topics = tmp_path / "store" / "topics"
+    with sc.open(tmp_path / "store") as store:
+        kept = store.create_topic("kept")
+        kept.append([b"value"])
+        deleted = store.create_topic("deleted")
+        deleted.append([b"value"])
+        assert store.catalog.remove_topic(deleted.id)  # and no more of the deletion
+        (topics / "made-0123456789abcdef").mkdir()  # and no more of the making
+        foreign = topics / "foreign-0123456789abcdef" / "0"
+        foreign.mkdir(parents=True)
+    with sc.open(tmp_path / "store", "r"):
+        assert (topics / deleted.folder).exists()
+    for _ in range(2):
+        with sc.open(tmp_path / "store") as store:
+            assert sorted(folder.name for folder in topics.iterdir()) == sorted([kept.folder, foreign.parent.name])
+            assert [record.value for record in store.topic("kept").scan()] == [b"value"]
+            assert store.catalog.deletions() == []
+
+
 # ---- controls: the checker finds what a broken log would do ----------------------------------------------------
 
 
