@@ -48,8 +48,10 @@ class ArrayAppend:
         timestamp: int | None,
         targets: Any = None,
         made_ms: int | None = None,
+        unchecked: pa.Table | pa.Array | None = None,
     ) -> None:
         self.chunks = chunks
+        self._unchecked = unchecked
         self.version = version
         self.made_ms = time.time_ns() // 1_000_000 if made_ms is None else made_ms  # one for all partitions
         self.timestamp = self.made_ms if timestamp is None else timestamp
@@ -67,7 +69,9 @@ class ArrayAppend:
             raise ValueError(f"{len(keys)} keys for {count} values")
         times, timestamp = (None, None) if timestamps is None else columns.times_of(timestamps, count)
         made = columns.headers_array(headers, count)
-        return cls([(count, _unless_null(key), value, made, times)], version, timestamp if times is None else None)
+        unchecked = value if version.is_flat else None
+        timestamp = timestamp if times is None else None
+        return cls([(count, _unless_null(key), value, made, times)], version, timestamp, unchecked=unchecked)
 
     @classmethod
     def of_batch(cls, batch: _core.SealedBatch, version: SchemaVersion) -> ArrayAppend:
@@ -91,9 +95,10 @@ class ArrayAppend:
             table.validate()
         except pa.ArrowInvalid as error:
             raise ValueError(f"the table is not sound: {error}") from None
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            for chunk in column.chunks:
-                columns.check_sound(chunk, f"column {name!r}")
+        unchecked = table
+        if not _goes_as_it_is(table, extras, version):
+            _check_columns(table)
+            unchecked = None
         targets = _targets_of(table) if "partition" in extras else None
         table = pa.table([columns.plain_chunks(column) for column in table.columns], names=table.column_names)
         if table.num_columns and rows and rows / max(1, _chunk_count(table)) < _SMALL_CHUNK_ROWS:
@@ -101,7 +106,16 @@ class ArrayAppend:
         chunks = [
             _chunk_of(batch, extras, version) for batch in table.to_batches(max_chunksize=BATCH_ROWS) if batch.num_rows
         ]
-        return cls(chunks, version, None, targets)
+        return cls(chunks, version, None, targets, unchecked=unchecked)
+
+    def check_sound(self) -> None:
+        """Raises ValueError for a column that is not sound. The core looks at what it encodes; Arrow at nothing."""
+        if self._unchecked is not None:
+            unchecked, self._unchecked = self._unchecked, None
+            if isinstance(unchecked, pa.Table):
+                _check_columns(unchecked)
+            else:
+                columns.check_sound(unchecked, "values")
 
     def check_sizes(self, max_record_bytes: int) -> None:
         """Raises RecordTooLargeError. The core checks only what it encodes: a part at a time, perhaps too late."""
@@ -225,7 +239,8 @@ def _value_array(values: Any, version: SchemaVersion) -> pa.Array:
         return pa.nulls(len(values), pa.binary()) if array is None else array
     if isinstance(values, (list, tuple)):
         return columns.struct_of_dicts(values, version.user)
-    return columns.struct_of_array(columns.arrow_array(values, "values"), version.user)
+    whole = version.value_type if version.is_flat else None
+    return columns.struct_of_array(columns.arrow_array(values, "values", whole), version.user)
 
 
 def _chunk_count(table: pa.Table) -> int:
@@ -249,6 +264,19 @@ def _extra_columns(table: pa.Table, version: SchemaVersion) -> set[str]:
                 allowed = "value, key, timestamp, headers and partition"
                 raise ValueError(f"the table has a column {name!r}; {allowed} are allowed")
     return extras
+
+
+def _check_columns(table: pa.Table) -> None:
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        for chunk in column.chunks:
+            columns.check_sound(chunk, f"column {name!r}")
+
+
+def _goes_as_it_is(table: pa.Table, extras: set[str], version: SchemaVersion) -> bool:
+    """Whether nobody but the core reads the values on their way into a log that is not compressed, when not split."""
+    if extras or version.user is None or table.num_columns != len(version.user) or table.schema != version.user:
+        return False
+    return version.is_flat and _chunk_count(table) == 1
 
 
 def _targets_of(table: pa.Table) -> Any:
@@ -296,6 +324,7 @@ def append_arrays(
     rows = max(1, min(BATCH_ROWS, BATCH_BYTES * given.count // max(1, size)))
     if config.compression == "none":
         return core.append_arrays(partition, given.chunks, given.timestamp, rows, current, own_time, durable, producer)
+    given.check_sound()
     for _ in range(_CONFLICT_RETRIES):
         base = core.describe(partition, False)[1]
         messages = compressed_messages(given, rows, base, config)

@@ -156,7 +156,10 @@ class Appender:
             handle.check_writable()
             return []
         self._check_keys(given)  # all of it before the first part is appended
-        if handle.config.compression != "none" or (partition is None and handle.row.partitions > 1):
+        is_direct = handle.config.compression == "none" and (partition is not None or handle.row.partitions == 1)
+        if not is_direct or writer is not None:
+            given.check_sound()
+        if not is_direct:
             given.check_sizes(handle.config.max_record_bytes)
         split = given.split(partition, handle.row.partitions, next(self._turn))
         targets = [split] if isinstance(split, int) else split.partitions.tolist()
@@ -182,7 +185,11 @@ class Appender:
             self._check_keys(part)
             return append_arrays(core, target, part, handle.config, durable, producer)
 
-        span = handle.call(run)
+        try:
+            span = handle.call(run)
+        except ValueError:
+            part.check_sound()  # which can name the column
+            raise
         if writer is not None:
             writer.appended(handle, target, part.count)
         return Span(*span)

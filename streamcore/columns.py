@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamcore.schema import HEADERS
+from streamcore.schema import HEADERS, TEXT, WITHOUT_TEXT
 
 Times = npt.NDArray[np.int64]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -120,9 +120,14 @@ def check_sound(array: pa.Array, name: str) -> None:
     where it says. What the values are is not looked at: whether strings are UTF-8, or decimals fit their precision.
     Indices into dictionaries are checked when these are decoded: below a null they may be anything.
     """
+    _check_offset(array, name)
+    kind = array.type.id
     try:
-        if array.offset < 0:  # which Arrow does not mind
-            raise ValueError(f"{name} is no sound Arrow array: its offset is {array.offset}; 0 or more is allowed")
+        if kind in WITHOUT_TEXT:  # of which Arrow checks the layout alone: of strings it would look at each character
+            array.validate(full=True)
+            return
+        if kind in TEXT and _has_sound_layout(array):
+            return
         if pa.types.is_null(array.type) and len(array) > _NULLS_MAX:
             raise ValueError(f"{name} is no sound Arrow array: it has {len(array)} nulls; {_NULLS_MAX} are allowed")
         array.validate()
@@ -132,6 +137,11 @@ def check_sound(array: pa.Array, name: str) -> None:
             _check_fixed_lists(array, name)
     except pa.ArrowException as error:
         raise ValueError(f"{name} is no sound Arrow array: {error}") from None
+
+
+def _check_offset(array: pa.Array, name: str) -> None:
+    if array.offset < 0:  # which Arrow does not mind
+        raise ValueError(f"{name} is no sound Arrow array: its offset is {array.offset}; 0 or more is allowed")
 
 
 def _has_sound_layout(array: pa.Array) -> bool:
@@ -203,15 +213,21 @@ def _layout_of(kind: pa.DataType) -> pa.DataType:
     return kind if made == kind else made
 
 
-def arrow_array(values: Any, name: str) -> pa.Array:
-    """One sound Arrow array of anything that carries Arrow data or converts to it."""
+def arrow_array(values: Any, name: str, unchecked: pa.DataType | None = None) -> pa.Array:
+    """One sound Arrow array of anything that carries Arrow data or converts to it.
+
+    unchecked: an array of this type is taken as it is when it is one already: somebody else checks it.
+    """
     if isinstance(values, pa.ChunkedArray):
+        if values.num_chunks == 1 and values.type == unchecked:
+            return values.chunk(0)
         for chunk in values.chunks:
             check_sound(chunk, name)
         values = plain_chunks(values)
         return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
     if isinstance(values, pa.Array):
-        check_sound(values, name)
+        if values.type != unchecked:
+            check_sound(values, name)
         return values
     if isinstance(values, np.ndarray) and values.ndim != 1:
         raise ValueError(f"{name} has {values.ndim} dimensions; one is needed")
@@ -219,11 +235,11 @@ def arrow_array(values: Any, name: str) -> pa.Array:
         raise TypeError(f"{name} is {type(values).__name__}; a list, a tuple, or an Arrow or NumPy array is needed")
     try:
         if hasattr(values, "__arrow_c_stream__") and not hasattr(values, "__arrow_c_array__"):
-            return arrow_array(pa.chunked_array(values), name)
+            return arrow_array(pa.chunked_array(values), name, unchecked)
         array = pa.array(values)
     except (pa.ArrowException, TypeError) as error:
         raise TypeError(f"{name} is {type(values).__name__}, which is no Arrow array: {error}") from error
-    return arrow_array(array, name)
+    return arrow_array(array, name, unchecked)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -427,6 +443,7 @@ def _family(kind: pa.DataType) -> Any:
 
 def _conform(array: pa.Array, field: pa.Field, tombstones: pa.Array | None) -> pa.Array:
     """A column in exactly the field's type. Only the layout may differ: strings stay strings, lists stay lists."""
+    _check_offset(array, f"column {field.name!r}")
     if array.type != field.type:
         if not pa.types.is_null(array.type) and _family(array.type) != _family(field.type):
             raise TypeError(f"column {field.name!r} is {array.type}; the topic's schema has {field.type}")
@@ -498,6 +515,7 @@ def struct_of_columns(
 
 def struct_of_array(array: pa.Array, schema: pa.Schema) -> pa.StructArray:
     """The value column from a struct array, whose null structs are tombstones."""
+    _check_offset(array, "values")
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), pa.struct(list(schema)))
     if not pa.types.is_struct(array.type):

@@ -7,6 +7,7 @@ struct of the user's fields (docs/format.md).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,18 @@ HEADERS = pa.list_(pa.struct([pa.field("key", pa.string(), nullable=False), pa.f
 RECORD_COLUMNS = ("offset", "timestamp", "key", "value", "headers")
 
 
+# Types of one column of values each, by their Arrow ids.
+WITHOUT_TEXT = frozenset(
+    kind.id
+    for kind in (
+        *(pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
+        *(pa.float16(), pa.float32(), pa.float64(), pa.bool_(), pa.date32(), pa.timestamp("us"), pa.duration("us")),
+        *(pa.binary(1), pa.binary(), pa.large_binary()),
+    )
+)
+TEXT = frozenset((pa.string().id, pa.large_string().id))
+
+
 @dataclasses.dataclass(frozen=True)
 class SchemaVersion:
     """One version of a topic's schema: `user` is None for a plain topic; `file` is that of the segment files."""
@@ -37,6 +50,11 @@ class SchemaVersion:
     def value_type(self) -> pa.DataType:
         """The type of the value column."""
         return self.file.field("value").type
+
+    @functools.cached_property
+    def is_flat(self) -> bool:
+        """Whether it has numbers, times, strings and bytes alone: nothing nested, no dictionaries, no views."""
+        return self.user is not None and all(field.type.id in WITHOUT_TEXT | TEXT for field in self.user)
 
 
 def make_version(topic_id: str, number: int, user: pa.Schema | None) -> SchemaVersion:
