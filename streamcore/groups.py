@@ -523,7 +523,7 @@ def recover_offsets(store: Store) -> int:
     behind = []
     for group, topic_id, partition, position in rows:
         topic = store.topic_by_id(topic_id)
-        if topic is None:
+        if topic is None or partition >= topic.partition_count:
             continue
         try:
             end = topic.bounds([partition], "uncommitted")[partition][2]

@@ -398,7 +398,7 @@ def check_losses(
             except (AssertionError, sc.StreamcoreError) as error:
                 channel.send("WRONG", f"{loss}: {type(error).__name__}: {error}".replace("\n", " "))
             except CannotMountError as error:
-                figures[f"{kind} that did not come back: {error}"] += 1
+                figures[f"unmountable ({loss.how} of the writes): {error}"] += 1
             figures["states"] += 1
     for name, count in figures.items():
         channel.send("FIGURE", count, name)
