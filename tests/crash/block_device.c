@@ -2,14 +2,15 @@
  *
  *     block_device FOLDER IMAGE LOG
  *
- * mounts itself at FOLDER, says "ready" and serves until it is unmounted. FOLDER/disk is the content of IMAGE; a loop device over
- * it is a disk for any file system. The loop driver turns the block layer's FLUSH into an fsync, and knows no FUA, so that the
- * block layer makes a FLUSH of it as well. Nothing is cached on the way (no FUSE_WRITEBACK_CACHE, FOPEN_DIRECT_IO): what the
- * file system writes comes here in order. FOLDER/mark takes notes: a write to it goes into the log and nowhere else.
+ * mounts itself at FOLDER, says "ready" and serves until it is unmounted. FOLDER/disk is the content of IMAGE; a loop
+ * device over it is a disk for any file system. The loop driver turns the block layer's FLUSH into an fsync, and knows
+ * no FUA, so that the block layer makes a FLUSH of it as well. Nothing is cached on the way (no FUSE_WRITEBACK_CACHE,
+ * FOPEN_DIRECT_IO): what the file system writes comes here in order. FOLDER/mark takes notes: a write to it goes into
+ * the log and nowhere else.
  *
- * The log is entries in the order of arrival, of one thread: 24 bytes {u32 kind, u32 size, u64 position, u64 0}, little-endian,
- * then `size` bytes. A WRITE is answered when its entry is in the log, so all WRITEs before a FLUSH had been answered before it
- * was: those, and only those, are what the disk has promised to keep.
+ * The log is entries in the order of arrival, of one thread: 24 bytes {u32 kind, u32 size, u64 position, u64 0},
+ * little-endian, then `size` bytes. A WRITE is answered when its entry is in the log, so all WRITEs before a FLUSH had
+ * been answered before it was: those, and only those, are what the disk has promised to keep.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -168,7 +169,7 @@ static void answer_request(const struct device *device)
     case FUSE_BATCH_FORGET:
     case FUSE_INTERRUPT:
         break; /* want no answer */
-    default:     /* also FUSE_FALLOCATE: then the loop device writes the zeros that it is asked for */
+    default:   /* also FUSE_FALLOCATE: then the loop device writes the zeros that it is asked for */
         reply(device, header->unique, -ENOSYS, NULL, 0);
     }
 }
