@@ -71,7 +71,9 @@ CAUGHT_BY = {
     "cut_not_synced": "recover_power::test_what_was_cut_is_synced_away_before_the_log_goes_on",
     "lost_segment_kept": "recover_power::test_a_cut_takes_the_later_segments_with_it",
     "synced_segment_removed": "recover_power::test_a_synced_segment_that_lost_its_schema_stays",
-    "stable_offset_of_recovery_wrong": "producer_state::test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch",
+    "stable_offset_of_recovery_wrong": (
+        "producer_state::test_a_log_cut_by_power_loss_says_the_stable_offset_of_its_last_batch"
+    ),
     # checksums, mapped reads, replaced files
     "batch_checksum_ignored": "verify::test_each_kind_of_damage_is_found_with_its_place",
     "header_checksum_ignored": "batch::test_flips_in_frame_and_header_are_detected_without_reading_the_body",
@@ -104,15 +106,21 @@ CAUGHT_BY = {
     ),
     "snapshot_of_cut_log_believed": "producer_state::test_a_snapshot_of_a_log_that_was_cut_is_not_believed",
     "rewritten_producers_ignored": "producer_state::test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over",
-    "open_transaction_expires": "producer_state::test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not",
-    "retry_takes_a_new_sequence": "send_buffer::test_a_batch_that_is_tried_again_keeps_its_sequence_and_holds_up_its_partition_alone",
+    "open_transaction_expires": (
+        "producer_state::test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not"
+    ),
+    "retry_takes_a_new_sequence": (
+        "send_buffer::test_a_batch_that_is_tried_again_keeps_its_sequence_and_holds_up_its_partition_alone"
+    ),
     "stable_beyond_open": "producer_state::test_an_open_transaction_holds_the_stable_offset_until_its_marker",
     "aborted_records_shown": "producer_state::test_logs_of_transactions_equal_a_model",
     "undecided_records_shown": (
         "producer_state::test_records_that_are_not_decided_are_hidden_also_beyond_the_stable_offset"
     ),
     "abort_marker_commits": "producer_state::test_logs_of_transactions_equal_a_model",
-    "aborted_list_of_another_believed": "producer_state::test_a_sealed_segment_gets_its_list_of_aborted_transactions_when_it_is_flushed",
+    "aborted_list_of_another_believed": (
+        "producer_state::test_a_sealed_segment_gets_its_list_of_aborted_transactions_when_it_is_flushed"
+    ),
     # retention, compaction, consolidation
     "unlinked_before_noted": "retain::test_no_file_goes_before_the_drive_has_the_new_start",
     "start_offset_forgotten": "retain::test_the_start_survives_a_process_that_dies",
@@ -126,7 +134,9 @@ CAUGHT_BY = {
     "rewritten_not_synced": (
         "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told"
     ),
-    "rewritten_name_not_synced": "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told",
+    "rewritten_name_not_synced": (
+        "rewrite::test_a_new_file_is_on_the_drive_before_it_takes_a_name_and_the_name_before_that_is_told"
+    ),
     "undecided_segment_rewritten": "rewrite::test_aborted_records_go_committed_ones_stay_and_so_do_the_markers",
     "damage_rewritten": "rewrite::test_damage_stops_it_and_stays_where_it_is",
     "rewrite_undeletes": "rewrite::test_what_was_deleted_meanwhile_does_not_come_back",
