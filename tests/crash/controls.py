@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "controls"
 HANG_S = 10.0
 DEADLINE_S = 120.0
-_BUG = re.compile(r"BUG\((\w+)\)\s*/\*\s*(.*?)\s*\*/")
+_SEED, _POINTS = "1", "60"  # of power losses: a recording, and moments of it
+_BUG = re.compile(r"BUG\((\w+)\)\s*/\*(.*?)\*/", re.DOTALL)
 
-# "flush::test_…" is of csrc/tests/test_flush.c, "tests/…::test_…" of pytest.
+# "flush::test_…" is of csrc/tests/test_flush.c, "tests/…::test_…" of pytest, "power::…" a workload of the power losses.
 CAUGHT_BY = {
     # appends
     "acknowledge_before_sync": "flush::test_a_durable_append_is_synced_when_it_returns",
@@ -40,7 +41,7 @@ CAUGHT_BY = {
     "short_write_believed": "os::test_whole_reads_and_writes_go_on_after_interrupts_and_short_counts",
     "deleted_topic_takes_appends": "topic::test_a_deleted_topic_refuses_appends_everywhere",
     # locks and published state
-    "partition_not_locked": "processes::test_concurrent_appends_of_processes_lose_and_mix_nothing",
+    "partition_not_locked": "processes::test_a_killed_process_gives_its_lock_back_at_once",
     "lock_outlives_its_process": "processes::test_a_child_does_not_inherit_locks",
     "fork_not_noticed": "processes::test_a_handle_from_before_a_fork_is_refused_and_harms_nobody",
     "stale_state_believed": "state::test_the_file_is_believed_only_while_a_writer_has_it_open",
@@ -106,6 +107,7 @@ CAUGHT_BY = {
     ),
     "snapshot_of_cut_log_believed": "producer_state::test_a_snapshot_of_a_log_that_was_cut_is_not_believed",
     "rewritten_producers_ignored": "producer_state::test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over",
+    "producers_checksum_ignored": "producer_state::test_what_is_encoded_comes_back_and_damage_is_refused",
     "open_transaction_expires": (
         "producer_state::test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not"
     ),
@@ -126,6 +128,7 @@ CAUGHT_BY = {
     "start_offset_forgotten": "retain::test_the_start_survives_a_process_that_dies",
     "deleted_records_read": "retain::test_a_log_begins_where_it_was_told_and_whole_segments_below_go",
     "newest_of_key_dropped": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
+    "latest_put_of_key_kept": "rewrite::test_a_map_of_keys_has_the_greatest_offset_and_says_when_it_is_full",
     "older_of_key_kept": "tests/test_compaction.py::test_the_latest_record_of_each_key_stays_with_its_offset",
     "tombstone_dropped_too_early": (
         "tests/test_compaction.py::test_tombstones_stay_as_long_as_is_set_and_nothing_comes_back"
@@ -141,8 +144,6 @@ CAUGHT_BY = {
     "damage_rewritten": "rewrite::test_damage_stops_it_and_stays_where_it_is",
     "rewrite_undeletes": "rewrite::test_what_was_deleted_meanwhile_does_not_come_back",
     "dropped_producers_forgotten": "rewrite::test_what_dropped_headers_said_of_producers_is_kept_however_often",
-    "producers_checksum_ignored": "producer_state::test_what_is_encoded_comes_back_and_damage_is_refused",
-    "latest_put_of_key_kept": "rewrite::test_a_map_of_keys_has_the_greatest_offset_and_says_when_it_is_full",
     # waiting
     "wake_up_lost": "wait::test_what_comes_between_looking_and_sleeping_ends_the_sleep",
     "sleep_not_announced": "wait::test_an_append_makes_no_wake_up_call_when_nobody_sleeps",
@@ -183,6 +184,38 @@ CAUGHT_BY = {
         "tests/test_retention.py::test_the_oldest_segments_go_until_what_is_left_is_just_enough"
     ),
 }
+# Each other kind of test has controls, too: bugs that it is there for.
+OF_OTHER_KINDS = {
+    "power::append": ["acknowledge_before_sync", "folder_not_synced", "power_loss_not_noticed", "tail_not_checked"],
+    "power::roll": ["sealed_segment_not_synced"],
+    "power::journal": ["journal_not_synced", "checkpoint_syncs_nothing"],
+    "power::the first journal": ["journal_name_not_synced"],
+    "power::deletion": ["start_offset_forgotten"],
+    "power::consolidation": ["rewritten_not_synced"],
+    "power::transactions": ["aborted_records_shown"],
+    "tests/crash/test_kill.py::test_a_writer_that_dies_in_the_middle_of_storing_leaves_no_part_of_its_append": [
+        "unfinished_append_left"
+    ],
+    "tests/crash/test_power_loss.py::test_a_gap_in_what_was_never_flushed_ends_the_log_after_a_power_loss": [
+        "power_loss_not_noticed"
+    ],
+    "tests/crash/test_journal.py::test_all_that_was_acknowledged_is_there_after_a_loss_of_power": [
+        "replay_skips_last_record"
+    ],
+    "tests/crash/test_full_disk.py::test_an_append_too_large_for_the_disk_fails_whole_and_a_smaller_one_works": [
+        "space_not_reserved"
+    ],
+    "tests/crash/test_mapped_faults.py::test_appending_to_a_segment_that_was_cut_while_mapped_is_not_a_signal": [
+        "fault_not_caught"
+    ],
+    "tests/crash/test_corruption.py::test_a_bad_batch_with_good_ones_behind_it_is_named_and_the_rest_is_readable": [
+        "batch_checksum_ignored"
+    ],
+    "tests/crash/test_torn_tail.py::test_of_an_append_of_several_batches_all_go_when_one_is_torn_and_none_follow": [
+        "half_append_kept"
+    ],
+}
+CONTROLS = [*CAUGHT_BY.items(), *((bug, test) for test, of_it in OF_OTHER_KINDS.items() for bug in of_it)]
 HANGS = {"group_commit_forgets_waiter"}  # the test never ends, and whoever runs it stops it
 
 TABLE: list[str] = []  # what was found out, for the summary of the run
@@ -190,8 +223,9 @@ TABLE: list[str] = []  # what was found out, for the summary of the run
 
 def bugs() -> dict[str, str]:
     """All bugs, with what goes wrong."""
-    in_c = _BUG.findall((ROOT / "csrc" / "control.h").read_text())
-    return dict(in_c) | {name: (bug.__doc__ or "").rstrip(".") for name, bug in PYTHON_BUGS.items()}
+    found = _BUG.findall((ROOT / "csrc" / "control.h").read_text())
+    in_c = {name: " ".join(text.replace("\\", " ").split()) for name, text in found}
+    return in_c | {name: (bug.__doc__ or "").rstrip(".") for name, bug in PYTHON_BUGS.items()}
 
 
 def where(bug: str) -> str:
@@ -209,7 +243,7 @@ class Outcome:
     code: int | None
     output: str
     seconds: float
-    in_c: bool
+    kind: str
 
     @property
     def passed(self) -> bool:
@@ -221,38 +255,61 @@ class Outcome:
         """Of a test that failed by what it checks: what it says. Empty when it passed, or fell over something else."""
         if self.code is None:
             return "it does not end"
-        if self.in_c and self.code == -signal.SIGABRT:
-            return next((line.split(": failed: ")[1] for line in self.output.splitlines() if ": failed: " in line), "")
-        if self.in_c and self.code in (-signal.SIGBUS, -signal.SIGSEGV):
+        lines = self.output.splitlines()
+        if self.kind == "C" and self.code == -signal.SIGABRT:
+            return next((line.split(": failed: ")[1] for line in lines if ": failed: " in line), "SIGABRT")
+        if self.kind == "C" and self.code in (-signal.SIGBUS, -signal.SIGSEGV):
             return signal.Signals(-self.code).name
-        if not self.in_c and self.code == 1 and re.search(r"\b\d+ failed", self.output):
-            return next((line[1:].strip() for line in self.output.splitlines() if line.startswith("E  ")), "failed")
+        if self.kind == "pytest" and self.code == 1 and re.search(r"\b\d+ failed", self.output):
+            return next((line[1:].strip() for line in lines if line.startswith("E  ")), "failed")
+        if self.kind == "power" and self.code == 1 and "\nagain: " in self.output:
+            return self.output.split("\n\nagain: ")[0].splitlines()[-1]
         return ""
+
+    @property
+    def skipped(self) -> str:
+        """Why a test of pytest did not run here; empty when one did."""
+        if self.kind != "pytest" or self.code != 0 or re.search(r"\b\d+ passed", self.output):
+            return ""
+        return next((line for line in self.output.splitlines() if line.startswith("SKIPPED")), "")
 
 
 def _environment(bug: str | None, folder: str) -> dict[str, str]:
     ours = ("STREAMCORE_CONTROL", "STREAMCORE_PYTHON_CONTROL", "PYTHONPATH")
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    environment |= {"PYTHONPATH": str(BUILD / "python"), "PYTHONSAFEPATH": "1", "TMPDIR": folder}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(BUILD / "python"), str(ROOT)]),
+        "PYTHONSAFEPATH": "1",
+        "TMPDIR": folder,
+    }
     if bug is not None:
         environment["STREAMCORE_PYTHON_CONTROL" if bug in PYTHON_BUGS else "STREAMCORE_CONTROL"] = bug
     return environment
 
 
+def kind_of(test: str) -> str:
+    """What runs it."""
+    return "pytest" if test.startswith("tests/") else "power" if test.startswith("power::") else "C"
+
+
+def _command(kind: str, tests: list[str]) -> list[str]:
+    if kind == "pytest":
+        return [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests]
+    program, names = tests[0].split("::")[0], [test.split("::")[1] for test in tests]
+    if kind == "power":
+        return [sys.executable, "-m", "tests.crash.power", names[0], _SEED, _POINTS]
+    return [str(BUILD / "csrc" / "tests" / f"test_{program}"), *names]
+
+
 def run(tests: list[str], bug: str | None = None, deadline_s: float = DEADLINE_S) -> Outcome:
     """Runs tests, all of one C program or all of pytest, in the build with deliberate bugs: with one, or none."""
-    in_c = not tests[0].startswith("tests/")
-    if in_c:
-        program = BUILD / "csrc" / "tests" / f"test_{tests[0].split('::')[0]}"
-        command = [str(program), *(test.split("::")[1] for test in tests)]
-    else:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    kind = kind_of(tests[0])
     memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="controls-", dir=memory if in_c and memory.is_dir() else None)
+    folder = tempfile.mkdtemp(prefix="controls-", dir=memory if kind == "C" and memory.is_dir() else None)
     begun = time.monotonic()
     process = subprocess.Popen(
-        command,
-        cwd=ROOT,
+        _command(kind, tests),
+        cwd=folder if kind == "power" else ROOT,  # where it keeps what breaks a promise
         env=_environment(bug, folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -269,7 +326,7 @@ def run(tests: list[str], bug: str | None = None, deadline_s: float = DEADLINE_S
     finally:
         _end_group(process)
         shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(code, output, time.monotonic() - begun, in_c)
+    return Outcome(code, output, time.monotonic() - begun, kind)
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:

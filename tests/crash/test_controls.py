@@ -6,7 +6,10 @@ Needs the build with deliberate bugs; docs/contributing.md says how to make it.
 from __future__ import annotations
 
 import collections
+import itertools
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 from streamcore import _core
 
 from . import controls
-from .controls import CAUGHT_BY, HANG_S, HANGS, TABLE, Outcome, run
+from .controls import CAUGHT_BY, CONTROLS, HANG_S, HANGS, TABLE, Outcome, kind_of, run
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +30,19 @@ def build() -> Path:
     return controls.BUILD
 
 
+Pair = tuple[str, str]  # a bug, a test
+
+
 @pytest.fixture(scope="module")
-def outcomes(build: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
-    """A run of the test of each bug that is asked for, as many at a time as there are processors."""
-    wanted = [
-        item.callspec.params["bug"]
+def outcomes(build: Path, request: pytest.FixtureRequest) -> Iterator[dict[Pair, Future[Outcome]]]:
+    """A run of each test with each bug that is asked for, as many at a time as there are processors."""
+    wanted: list[Pair] = [
+        (item.callspec.params["bug"], item.callspec.params["test"])
         for item in request.session.items
-        if hasattr(item, "callspec") and item.function is test_the_bug_is_caught
+        if getattr(item, "originalname", "") == "test_the_bug_is_caught"
     ]
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        yield {bug: pool.submit(run, [CAUGHT_BY[bug]], bug, *([HANG_S] if bug in HANGS else [])) for bug in wanted}
-    finally:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {(bug, test): pool.submit(run, [test], bug, *([HANG_S] if bug in HANGS else [])) for bug, test in wanted}
         pool.shutdown(cancel_futures=True)
 
 
@@ -61,19 +65,39 @@ def test_a_bug_that_is_not_there_is_refused(build: Path) -> None:
     assert not outcome.says
 
 
+def test_no_package_can_be_built_with_them(tmp_path: Path) -> None:
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("there is no cmake")
+    command = [cmake, "-S", str(controls.ROOT), "-B", str(tmp_path), "-DSKBUILD=2", "-DSTREAMCORE_CONTROLS=ON"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no package may have them" in " ".join(done.stderr.split())
+
+
 def test_without_a_bug_the_same_tests_pass(build: Path) -> None:
-    programs: dict[str, list[str]] = collections.defaultdict(list)
-    for test in sorted(set(CAUGHT_BY.values())):
-        programs["pytest" if test.startswith("tests/") else test.split("::")[0]].append(test)
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for test in sorted({test for _, test in CONTROLS}):
+        groups[{"pytest": "pytest", "power": test, "C": test.split("::")[0]}[kind_of(test)]].append(test)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ends = dict(zip(programs, pool.map(run, programs.values()), strict=True))
-    assert {program: end.output for program, end in ends.items() if not end.passed} == {}
+        ends = dict(
+            zip(groups, pool.map(run, groups.values(), itertools.repeat(None), itertools.repeat(600.0)), strict=True)
+        )
+    assert {group: end.output for group, end in ends.items() if not end.passed} == {}
 
 
-@pytest.mark.parametrize("bug", CAUGHT_BY)
-def test_the_bug_is_caught(bug: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    outcome = outcomes[bug].result()
+@pytest.mark.parametrize(
+    ("bug", "test"),
+    CONTROLS,
+    ids=[
+        bug if test == CAUGHT_BY[bug] else f"{bug} {test.split('::')[0].rpartition('/')[2]}" for bug, test in CONTROLS
+    ],
+)
+def test_the_bug_is_caught(bug: str, test: str, outcomes: dict[Pair, Future[Outcome]]) -> None:
+    outcome = outcomes[bug, test].result()
+    if outcome.skipped:
+        pytest.skip(outcome.skipped)
     caught = outcome.says and (outcome.code is not None or bug in HANGS)
     how = outcome.says if caught else "NOT CAUGHT"
-    TABLE.append(f"{bug:34} {controls.where(bug):28} {CAUGHT_BY[bug]}  {outcome.seconds:.1f} s  {how[:90]}")
-    assert caught, f"{controls.bugs()[bug]}: not caught by {CAUGHT_BY[bug]}\n{outcome.output[-3000:]}"
+    TABLE.append(f"{bug:34} {controls.where(bug):28} {test}  {outcome.seconds:.1f} s  {how[:90]}")
+    assert caught, f"{controls.bugs()[bug]}: not caught by {test}\n{outcome.output[-3000:]}"
