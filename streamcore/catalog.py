@@ -67,6 +67,10 @@ _ERRNO_OF_CODE = {
 }
 
 _DELETIONS = "create table if not exists deletions (folder text primary key) without rowid"
+_SETTLED = (
+    "select ? <= (select count(*) from topics) "
+    "and not exists (select 1 from sqlite_schema where name = 'deletions' and type = 'table')"
+)
 _TABLES = """
 create table meta (key text primary key, value text not null) without rowid;
 create table topics (
@@ -562,9 +566,14 @@ class Catalog:
         with self.changing(durable=False) as connection:
             connection.execute("delete from deletions where folder = ?", (folder,))
 
+    def is_settled(self, folders: int) -> bool:
+        """Whether there are no more folders than topics, and no deletion was ever begun here."""
+        with self.reading() as connection:
+            return bool(connection.execute(_SETTLED, (folders,)).fetchone()[0])
+
     def remove_strangers(self, topics_path: Path) -> None:
         """Removes empty folders that are of no topic: who made them died before the catalog had the topic."""
-        names = {name for name in os.listdir(topics_path) if not name.startswith(".")}  # noqa: PTH208  # many
+        names = {path.name for path in topics_path.iterdir()}
         with self.reading() as connection:
             if len(names) <= connection.execute("select count(*) from topics").fetchone()[0]:
                 return

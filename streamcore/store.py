@@ -519,8 +519,12 @@ class Store:
         """By processes that died while they made or deleted a topic."""
         topics = self.path / "topics"
         with contextlib.suppress(OSError, StorageError):  # the next one does it
-            for left in topics.glob(_DELETED_PREFIX + "*"):
-                _remove_folder(left)
+            names = os.listdir(topics)  # noqa: PTH208  # quicker, and each open does it
+            deleted = [name for name in names if name.startswith(_DELETED_PREFIX)]
+            for name in deleted:
+                _remove_folder(topics / name)
+            if self.catalog.is_settled(len(names) - len(deleted)):
+                return
             for folder in self.catalog.deletions():
                 _remove_topic_folder(self.path, folder)
                 self.catalog.end_deletion(folder)

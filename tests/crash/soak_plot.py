@@ -40,7 +40,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("minutes", fontsize=8)
     axes[0, 0].legend(fontsize=6, ncols=3, loc="lower right")
-    axes[2, 0].legend(fontsize=6)
+    axes[2, 0].legend(fontsize=6, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
