@@ -26,6 +26,7 @@ _SIZE_MAX = 300
 _ACK = struct.Struct("<3q")
 _MIXED = 0x5EED
 _UNDECIDED_S = 60.0
+_REPEATED_MAX = 2000  # records that members read before they commit
 
 
 class WrongLogError(AssertionError):
@@ -159,19 +160,22 @@ def _numbers(topic: sc.Topic, partition: int, start: Any, isolation: Any) -> lis
 class Follower:
     """Whether lanes go on as they should, record by record.
 
-    repeats: whether records may come again, as where they are written at least once.
+    repeats: whether records may come again, as where they are written at least once. Then a log may begin with such
+    ones, behind which it goes on where it had been: gaps are none until that must be over.
     """
 
     def __init__(self, *, repeats: bool = False) -> None:
         self._latest: dict[Any, int] = {}
         self._repeats = repeats
+        self._blind = _REPEATED_MAX if repeats else 0
         self.records = 0
 
     def follow(self, place: Any, value: bytes | dict[str, Any]) -> None:
         """One more record of a place, a partition say. WrongLogError when it is not the one that comes next."""
         writer, number = checked(value)
         latest = self._latest.get((place, writer))
-        is_next = latest is None or number == latest + 1 or (self._repeats and number <= latest)
+        is_next = latest is None or number == latest + 1 or self._blind > 0 or (self._repeats and number <= latest)
+        self._blind = max(0, self._blind - 1)
         if not is_next:
             raise WrongLogError(f"{place}: record {number} of writer {writer} comes behind {latest}")
         self._latest[place, writer] = number if latest is None else max(latest, number)
@@ -180,6 +184,7 @@ class Follower:
     def forget(self) -> None:
         """Begins anew, as where records were deleted before they were read."""
         self._latest.clear()
+        self._blind = _REPEATED_MAX if self._repeats else 0
 
     @property
     def latest(self) -> dict[Any, int]:

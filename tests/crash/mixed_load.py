@@ -8,7 +8,7 @@
 | events | the native producer | by size |
 | orders, table | transactions; table is compacted | by size; by time, and of each key the latest |
 | copies | members of a group, in transactions with their offsets, each event once | by size |
-| noted | members of a group, each event at least once | by time |
+| noted | members of a group, each event at least once | by size |
 | short-... | made and deleted all the time | |
 
 Each function runs in a child until it is told to stop, or killed. Says BEGUN before each piece of work.
@@ -66,7 +66,7 @@ def make_store(store_path: Path) -> None:
             delete_retention_ms=2000,
         )  # fmt: skip
         store.create_topic(COPIES, partitions=4, **by_size)
-        store.create_topic(NOTED, partitions=4, compression="lz4", **by_time)
+        store.create_topic(NOTED, partitions=4, compression="lz4", **by_size)
         for group in (EXACT, AUDIT):
             store.group(group, create=True)
 

@@ -29,7 +29,7 @@ from . import mixed_load
 from .flatness import Figures, Growth, downsampled
 from .forkserver import Child, ForkServer, fork_server
 from .lanes import Acknowledgements
-from .mixed_load import AUDIT, COPIES, EVENTS, EXACT, MEMBER_TIMEOUT_MS, ROLES, WRITERS, Checker
+from .mixed_load import AUDIT, COPIES, EVENTS, EXACT, MEMBER_TIMEOUT_MS, NOTED, ROLES, WRITERS, Checker
 
 SUSPENDED_S = 2 * MEMBER_TIMEOUT_MS / 1000
 DRAIN_S = 120.0
@@ -315,10 +315,10 @@ class Soak:
     def _check_end(self, store: sc.Store, counts: collections.Counter[str]) -> None:
         """Each log is right, the copies are complete, and every byte is as it was written."""
         Checker(store, Acknowledgements(self._acks)).check_all()
-        if EXACT in self._plan.roles:
-            for partition in range(4):
-                latest = [_latest(store.topic(name), partition) for name in (EVENTS, COPIES)]
-                assert latest[0] == latest[1], f"{COPIES}/{partition} ends with {latest[1]}, not {latest[0]}"
+        for role, name in (("exact", COPIES), ("audit", NOTED)):
+            for partition in range(4) if {role, "producer"} <= set(self._plan.roles) else ():
+                wanted, found = (_latest(store.topic(of), partition) for of in (EVENTS, name))
+                assert wanted == found, f"{name}/{partition} ends with {found}, not {wanted}"
         assert store.verify() == []
         counts["records written"] = sum(part.end_offset for topic in store.topics() for part in topic.partitions)
         counts["records deleted"] = sum(part.start_offset for topic in store.topics() for part in topic.partitions)
