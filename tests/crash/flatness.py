@@ -7,6 +7,7 @@ a hundred medians: what goes up and down, as a log under retention does, has non
 
 from __future__ import annotations
 
+import array
 import contextlib
 import itertools
 import os
@@ -38,13 +39,18 @@ class Growth(NamedTuple):
 
 
 class Figures:
-    """Points in time of many figures. Names are `kind of who`."""
+    """Points in time of many figures, 16 bytes each: who watches must not grow either. Names are `kind of who`."""
 
     def __init__(self) -> None:
-        self.points: dict[str, list[tuple[float, float]]] = {}
+        self._points: dict[str, array.array[float]] = {}
+
+    @property
+    def points(self) -> dict[str, list[tuple[float, float]]]:
+        """(seconds, value) of each figure."""
+        return {name: list(zip(flat[::2], flat[1::2], strict=True)) for name, flat in self._points.items()}
 
     def note(self, time_s: float, kind: str, who: str, value: float) -> None:
-        self.points.setdefault(f"{kind} of {who}", []).append((time_s, value))
+        self._points.setdefault(f"{kind} of {who}", array.array("d")).extend((time_s, value))
 
     def note_process(self, time_s: float, who: str, pid: int) -> None:
         """Memory of its own, descriptors, mappings and threads of a process."""
