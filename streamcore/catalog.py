@@ -349,9 +349,7 @@ class Catalog:
 
         Raises CorruptionError as `check_tables`.
         """
-        if statements in self._ensured:
-            return
-        if self._writable:
+        if self._writable and statements not in self._ensured:
             with self.changing() as connection:
                 for statement in statements.split(";\n"):
                     connection.execute(statement)
@@ -376,7 +374,9 @@ class Catalog:
                 wanted = model.execute(columns, (table,)).fetchall()
                 found = connection.execute(columns, (table,)).fetchall()
                 complete = complete and bool(found)
-                if found and found != wanted:
+                if found and [(name, kind, key) for name, kind, _, key in found] != [
+                    (name, kind, key) for name, kind, _, key in wanted
+                ]:
                     raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
                 if found and _has_row(connection, table, _misfits(wanted)):
                     self._fail_row(table)

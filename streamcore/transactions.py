@@ -87,11 +87,12 @@ _IS_PLACE = (
 )
 _SENSE = {
     **producer_ids.SENSE,
-    "transactional_ids": f"producer_id {IS_COUNT} and epoch {_IS_EPOCH} and open in (0, 1) and timeout_ms {IS_COUNT} "
-    f"and started_ms {IS_TIME}",
+    "transactional_ids": f"producer_id > 0 and producer_id {IS_COUNT} and epoch {_IS_EPOCH} and open in (0, 1) "
+    f"and timeout_ms {IS_COUNT} and started_ms {IS_TIME}",
     "transaction_partitions": f"partition {IS_PARTITION}",
-    "transaction_decisions": f"producer_id {IS_COUNT} and epoch {_IS_EPOCH} and json_type(partitions) = 'array' and "
-    f"not exists (select 1 from json_each(partitions) where type <> 'array' or not ({_IS_PLACE}))",
+    "transaction_decisions": f"producer_id > 0 and producer_id {IS_COUNT} and epoch {_IS_EPOCH} "
+    "and json_type(partitions) = 'array' "
+    f"and not exists (select 1 from json_each(partitions) where type <> 'array' or not ({_IS_PLACE}))",
 }
 
 Place = tuple[str, int]  # id of a topic, partition
