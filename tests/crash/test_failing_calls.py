@@ -29,7 +29,7 @@ from .forkserver import Channel, Child, ForkServer, fork_server
 from .operations import OPERATIONS, Broken, Facts, check_facts, check_goes_on, expect, make_template
 from .system_calls import Rule, SystemCalls, build_library, environment
 
-FAULTS = os.environ.get("STREAMCORE_FAULTS", "700")
+FAULTS = os.environ.get("STREAMCORE_FAULTS", "500")
 _SEED = int(os.environ.get("STREAMCORE_SEED", "1"))
 _PER_CHILD = 60
 _HANGS_AFTER_S = 60.0
