@@ -5,7 +5,8 @@
  * find the same end.
  *
  * Options: 0: bit 0 the machine went down, bit 1 leave the checksums, bit 2 two segments, bit 3 the typed layout,
- * bit 4 no zeros behind the bytes, bit 5 the second segment is not behind a schema message, bit 6 producers;
+ * bit 4 no zeros behind the bytes, bit 5 the second segment is not behind a schema message, bit 6 producers,
+ * bit 7 a sync of it failed;
  * 1, 2: where the first of two segments ends, in units of 64 bytes; 3, 4: the base offset of the second.
  */
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 
 #include "check.h"
 #include "fuzz.h"
+#include "state.h"
 
 enum { SEGMENT = 64 << 10 };
 static char path[FOLDER_MAX];
@@ -82,6 +84,15 @@ static void write_input(const uint8_t *options, const uint8_t *data, int64_t siz
     write_segment(0, data, first, zeros, true, seal);
     if (options[0] & 4)
         write_segment(numbers[1] + 1, data + first, size - first, zeros, (options[0] & 32) == 0, seal);
+}
+
+/* What is not known to be durable is then written again. */
+static void pretend_failed_sync(void)
+{
+    char file[FILE_MAX];
+    uint32_t doubted = 1;
+    CHECK(snprintf(file, sizeof file, "%s/state", path) < FILE_MAX);
+    file_write_at(file, &doubted, sizeof doubted, sizeof(sc_state_header) + offsetof(sc_slot, doubted));
 }
 
 static void ignore_problem(void *context, const sc_error *problem)
@@ -256,6 +267,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     write_input(data, data + FUZZ_OPTIONS, (int64_t)size - FUZZ_OPTIONS);
     if (data[0] & 1)
         pretend_power_loss(path);
+    if (data[0] & 128)
+        pretend_failed_sync();
     bool typed = data[0] & 8;
     sc_topic *reader = open_log(false, typed);
     (void)look_around(reader, &info);

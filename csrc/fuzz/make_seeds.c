@@ -91,7 +91,7 @@ static void make_segments(void)
     int count = found_batches(file, batches, 16);
     int64_t size, end = batches[count - 1].position + batches[count - 1].header.total_size;
     uint8_t *data = file_read(file, &size);
-    for (int flags = 0; flags < 32; flags += flags == 1 ? 3 : 1) {
+    for (int flags = 0; flags < 256; flags += flags == 1 ? 3 : flags == 31 ? 97 : flags >= 128 ? 17 : 1) {
         char name[40];
         int cut = flags % count;
         int64_t position = batches[cut].position - SCHEMA_SIZE, base = batches[cut].header.base_offset - 1;
