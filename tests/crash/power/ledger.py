@@ -110,8 +110,10 @@ class Ledger:
         self.durable_facts = 0  # this one or a later one is in the catalog
         self.opened = False
         self.notes = 0
+        self.losses = 0  # how often the power was lost, and the store used again
         self.doing = "nothing"
         self._begun: dict[int, dict[str, Any]] = {}
+        self._appended: set[Log] = set()  # in this session
         self._lives = 0
 
     def take(self, text: bytes) -> None:
@@ -139,9 +141,11 @@ class Ledger:
         number: of the facts that the catalog has. present(topic and partition, part): where the records of a part were
         found; None: they were not. starts: of the logs.
         """
+        self.losses += 1
         facts = self.facts[number]
         self.facts, self.durable_facts = [facts], 0
         self._begun.clear()
+        self._appended.clear()
         self.doing = "nothing"
         kept = {}
         for (topic, life, partition), log in self.logs.items():
@@ -158,6 +162,7 @@ class Ledger:
     def _begin_ended(self, note: dict[str, Any]) -> None:
         self.doing = "nothing"
         self._begun.clear()
+        self._appended.clear()
 
     def _end_close(self, begun: dict[str, Any], note: dict[str, Any]) -> None:
         self._end_flush(begun, note)
@@ -166,10 +171,13 @@ class Ledger:
             if transaction.state == "open":
                 transaction.state = "aborted"
             if transaction.state == "committed":
-                transaction.durable = True
+                transaction.durable = all(
+                    part.first is not None and log.durable_end >= part.end for log, part in transaction.parts
+                )
 
     def _end_flush(self, begun: dict[str, Any], note: dict[str, Any]) -> None:
-        for log in self.logs.values():
+        """What was appended through this store, and with it all that lies before."""
+        for log in self._appended:
             log.durable_end = max(log.durable_end, log.known_end)
 
     # ---- records ----
@@ -188,6 +196,7 @@ class Ledger:
         for partition, call, count in note["parts"]:
             part = Part(call, count, transaction)
             logs[partition].coming.append(part)
+            self._appended.add(logs[partition])
             parts[call] = (logs[partition], part)
             if transaction is not None:
                 transaction.parts.append((logs[partition], part))

@@ -136,7 +136,8 @@ class Checker:
             found = logs[at]
             if part.first is None:
                 return self._find(part, found)
-            return part.first if found.offsets and part.first <= found.offsets[-1] else None
+            deleted = part.end <= found.start
+            return part.first if deleted or (found.offsets and part.first <= found.offsets[-1]) else None
 
         ledger.settle(number, present, {place: found.start for place, found in logs.items()})
         return ledger
@@ -315,12 +316,8 @@ class Checker:
             offsets = set(range(first, first + part.count))
             there = offsets.intersection(found.offsets)
             seen = offsets & found.committed
-            if (
-                log.compacted
-                and there != offsets
-                and there == seen
-                and transaction.state in ("committed", "committing")
-            ):
+            decided = transaction.state in ("committed", "committing", "torn")
+            if decided and log.compacted and there != offsets and there == seen:
                 continue  # others of their keys came later
             assert not seen or seen == offsets, f"{where}: transaction {transaction.number} is seen in part: {seen}"
             shown.append(bool(seen))

@@ -121,7 +121,8 @@ def _doing(events: Sequence[Event], ledger: Ledger) -> list[str]:
 def memory_of(ledger: Ledger) -> Memory:
     """What a session must know to go on."""
     topics = {name: {"partitions": facts.partitions} for name, facts in ledger.facts[-1].topics.items()}
-    return Memory(number=_NEXT_LIFE, call=_NEXT_LIFE, topic=_NEXT_LIFE, topics=topics)
+    first = ledger.losses * _NEXT_LIFE
+    return Memory(number=first, call=first, topic=first, topics=topics)
 
 
 class Simulator:
