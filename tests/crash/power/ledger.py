@@ -110,6 +110,7 @@ class Ledger:
         self.durable_facts = 0  # this one or a later one is in the catalog
         self.opened = False
         self.notes = 0
+        self.brought_back: dict[tuple[str, str, int], set[int]] = {}  # group, topic, partition: before and after
         self.losses = 0  # how often the power was lost, and the store used again
         self.doing = "nothing"
         self._begun: dict[int, dict[str, Any]] = {}

@@ -61,7 +61,8 @@ def _no_complaints() -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
+            if "goes back from" not in record.getMessage():  # a group that was ahead of its log
+                told.append(record.getMessage())
 
     handler = Handler(logging.WARNING)
     logger = logging.getLogger("streamcore")
@@ -129,7 +130,10 @@ class Checker:
         with sc.open(store_path, maintenance=False) as store:
             logs = self.check(store, writable=True)
             seen = facts_of(store)
-        number = max(number for number, facts in enumerate(ledger.facts) if facts.seen() == seen)
+        number = max(number for number, facts in enumerate(ledger.facts) if self._fits(facts, seen, logs))
+        for key, offset in ledger.facts[number].offsets.items():
+            if seen[2][key] != offset:
+                ledger.brought_back.setdefault(key, set()).update((offset, seen[2][key]))
         self._settle_transactions(ledger, logs, number)
 
         def present(at: tuple[str, int], part: Part) -> int | None:
@@ -181,15 +185,17 @@ class Checker:
         """All of it; returns the logs."""
         ledger = self._ledger
         seen = facts_of(store)
+        logs: Logs = {}
+        for name in seen[0]:
+            logs.update(read_logs(store.topic(name)))
         fitting = [
-            number for number in range(ledger.durable_facts, len(ledger.facts)) if ledger.facts[number].seen() == seen
+            number
+            for number in range(ledger.durable_facts, len(ledger.facts))
+            if self._fits(ledger.facts[number], seen, logs if writable else {})
         ]
         expected = [ledger.facts[number].seen() for number in range(ledger.durable_facts, len(ledger.facts))]
         assert fitting, f"the catalog holds {seen}, which is none of {expected}"
-        logs: Logs = {}
         facts = ledger.facts[fitting[-1]]
-        for name in facts.topics:
-            logs.update(read_logs(store.topic(name)))
         for (name, partition), found in logs.items():
             log = ledger.logs.get((name, facts.topics[name].life, partition), Log())
             self._check_log(f"{name}/{partition}", log, found, writable=writable)
@@ -199,6 +205,21 @@ class Checker:
             problems = store.verify()
             assert problems == [], f"verify finds {problems}"
         return logs
+
+    def _fits(self, facts: Facts, seen: tuple[Any, ...], logs: Logs) -> bool:
+        """Whether the catalog may hold that. Who opens it for writing brings groups back to where their logs end."""
+        topics, settings, offsets = facts.seen()
+        if (topics, settings) != seen[:2] or offsets.keys() != seen[2].keys():
+            return False
+        for key, offset in offsets.items():
+            found = seen[2][key]
+            known = self._ledger.brought_back.get(key, set())
+            if found == offset or {found, offset} <= known:
+                continue
+            log = logs.get(key[1:])
+            if log is None or found > min(offset, log.end) or (log.offsets and found <= log.offsets[-1]):
+                return False
+        return all(key[1:] not in logs or offset <= logs[key[1:]].end for key, offset in seen[2].items())
 
     # ---- a log ----
 
@@ -224,11 +245,19 @@ class Checker:
         self._check_coming(where, log, found, rows)
         assert not rows, f"{where} has at {next(iter(rows))} what nobody appended: {next(iter(rows.values()))}"
 
-    @staticmethod
-    def _check_lost(where: str, log: Log, part: Part, found: Found, *, writable: bool) -> None:
+    def _is_compacted_away(self, log: Log, part: Part, found: Found) -> bool:
+        """Whether tombstones explain that its records are gone, and those are gone as well."""
+        keys = {row.key for row in found.rows}
+        first = part.first or 0
+        rows = [row_of(part.call, number, self._shape) for number in range(part.count)]
+        return log.compacted and all(
+            row.key not in keys and self._is_deleted(log, row.key, first + number) for number, row in enumerate(rows)
+        )
+
+    def _check_lost(self, where: str, log: Log, part: Part, found: Found, *, writable: bool) -> None:
         """A part that no record is behind: it may be lost if nobody was told that it is durable."""
         assert part.first is not None
-        if part.end <= found.start or _may_be_gone(log, part):
+        if part.end <= found.start or _may_be_gone(log, part) or self._is_compacted_away(log, part, found):
             return
         what = f"{where}: call {part.call} at {part.first}..{part.end}"
         assert part.first >= log.durable_end, f"{what} is lost, and was durable"

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 import streamcore as sc
 from streamcore import _core
+from streamcore import append as append_module
 from streamcore import store as store_module
 
 from .records import SCHEMA, Shape, columns_of, row_of, table_of
@@ -193,7 +194,7 @@ class Session:
     def _append_parts(self, parts: list[list[int]], append: Callable[..., Any], append_table: Callable[..., Any],
                       **more: Any) -> list[Any]:  # fmt: skip
         shape = self.workload.shape
-        if len(parts) == 1:
+        if len(parts) == 1 and self.chance.random() < 0.7:
             [[partition, call, count]] = parts
             rows = [row_of(call, row, shape) for row in range(count)]
             if self.workload.bug == "appends in halves" and count > 1:
@@ -203,7 +204,10 @@ class Session:
             return list(append(**columns_of(rows), partition=partition, **more))
         rows = [row_of(call, row, shape) for _, call, count in parts for row in range(count)]
         partitions = [partition for partition, _, count in parts for _ in range(count)]
-        return list(append_table(table_of(rows, partitions, shape), **more))
+        table = table_of(rows, partitions, shape)
+        if len(parts) > 1:
+            return list(append_table(table, **more))
+        return list(append_table(table.drop_columns("partition"), partition=partitions[0], **more))
 
     def append(self) -> None:
         name, topic, partitions = self._topic()
@@ -401,4 +405,5 @@ def run_session(workload: str, store_path: Path, seed: str, note: Note, memory: 
     pa.set_cpu_count(1)
     if not WORKLOADS[workload].real_journal:
         make_small()
+    append_module.BATCH_ROWS = random.Random(seed).choice([5, 1 << 16])  # an append of a table is several batches
     Session(WORKLOADS[workload], store_path, seed, note, memory).run()
