@@ -273,6 +273,11 @@ static void check_table(const uint8_t *data, int64_t size, bool mend)
     int code = sc_producer_state_decode(state, bytes + SNAPSHOT_HEADER, size, &offset, &error);
     CHECK(code == SC_OK || (code == SC_CORRUPT && state->count == 0));
     if (code == SC_OK) {
+        uint8_t crc[4];
+        int64_t checked;
+        memcpy(&checked, bytes + SNAPSHOT_HEADER + 24, sizeof checked);
+        put_crc(crc, "", bytes + SNAPSHOT_HEADER + 12, checked - 12);
+        CHECK(memcmp(crc, bytes + SNAPSHOT_HEADER + 8, sizeof crc) == 0); /* nothing else is believed */
         int64_t encoded = sc_producer_state_encoded_size(state);
         uint8_t *copy = malloc((size_t)encoded);
         CHECK(copy != NULL && offset >= 0);
