@@ -284,8 +284,8 @@ typedef struct sc_partition_info {
 int sc_partition_describe(sc_topic *topic, uint32_t partition, bool with_size, sc_partition_info *info,
                           sc_error *error);
 
-/* Changes whenever a segment of the partition is replaced by another, by whichever process: what was read while it stayed
- * the same is of one moment. */
+/* Changes whenever a segment of the partition is replaced by another, by whichever process: what was read while it
+ * stayed the same is of one moment. */
 int sc_partition_rewrites(sc_topic *topic, uint32_t partition, uint32_t *rewrites, sc_error *error);
 
 typedef struct sc_segment_info {
