@@ -92,6 +92,10 @@ create table if not exists group_offsets (
 create table if not exists group_boot (boot text not null);
 """
 
+_IS_NO_TOPIC = (
+    "typeof(name) <> 'text' or length(name) not between 1 and 249 or name glob '*[^-a-zA-Z0-9._]*' "
+    f"or name in ('.', '..') or typeof(partitions) <> 'integer' or partitions - 1 not {IS_PARTITION}"
+)
 SENSE = {
     "consumer_groups": f"generation {IS_COUNT} and revision {IS_COUNT} and json_type(layout) = 'object' "
     f"and coalesce(emptied_ms {IS_TIME}, true)",
@@ -232,8 +236,12 @@ def _wall_ms() -> int:
 
 
 def _topics_of(connection: sqlite3.Connection) -> dict[str, tuple[str, int]]:
-    """The id and the number of partitions of each topic, by name."""
-    return {name: (id, count) for id, name, count in connection.execute("select id, name, partitions from topics")}
+    """The id and the number of partitions of each topic, by name. Raises CorruptionError for what is no topic."""
+    rows = connection.execute(f"select id, name, partitions, {_IS_NO_TOPIC} from topics").fetchall()
+    for _, name, _, wrong in rows:
+        if wrong:
+            raise CorruptionError(f"the catalog has a damaged topic {str(name)[:250]!r}")
+    return {name: (id, count) for id, name, count, _ in rows}
 
 
 def _layout_of(connection: sqlite3.Connection, group: str) -> tuple[dict[str, set[str]], dict[str, int]]:
