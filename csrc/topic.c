@@ -275,7 +275,8 @@ int sc_topic_flush(sc_topic *topic, sc_error *error)
     for (uint32_t i = 0; i < partitions; i++) {
         sc_partition *partition = atomic_load(&topic->partitions[i]);
         sc_error one;
-        if (partition == NULL || !atomic_load(&partition->unflushed) || sc_topic_is_deleted(topic))
+        /* not only what is unflushed: a sync that somebody else has begun must have ended */
+        if (partition == NULL || !atomic_load(&partition->touched) || sc_topic_is_deleted(topic))
             continue;
         int result = sc_partition_flush(topic, i, &one);
         if (result != SC_OK && code == SC_OK) {

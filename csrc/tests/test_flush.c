@@ -633,6 +633,32 @@ static void test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated(vo
     close_shared(SC_POISONED);
 }
 
+static pthread_t flusher;
+
+static void *flush_all(void *unused)
+{
+    sc_error error;
+    CHECK_OK(sc_topic_flush(shared_topic, &error), error);
+    CHECK_EQ(durable_of(shared_topic), 1);
+    return unused;
+}
+
+static void a_flush_comes_in_the_first(int number)
+{
+    if (number != 1)
+        return;
+    CHECK(pthread_create(&flusher, NULL, flush_all, NULL) == 0);
+    await_at_least(&waiting, 1);
+}
+
+static void test_a_flush_waits_for_the_sync_that_somebody_else_has_begun(void)
+{
+    CHECK_EQ(appends_that_end(SC_OK, a_flush_comes_in_the_first, 0), 1);
+    pthread_join(flusher, NULL);
+    CHECK_EQ(atomic_load(&sync_calls), 1);
+    close_shared(SC_OK);
+}
+
 static void next_open_fails(int number)
 {
     others_come_in_the_first(number);
@@ -701,6 +727,7 @@ int main(int argc, char **argv)
     RUN(test_a_sync_that_overlapped_a_failed_one_promises_nothing);
     RUN(test_all_that_come_while_a_sync_runs_share_the_next_one);
     RUN(test_a_failed_sync_fails_all_that_wait_for_it_and_is_not_repeated);
+    RUN(test_a_flush_waits_for_the_sync_that_somebody_else_has_begun);
     RUN(test_a_sync_that_could_not_begin_fails_its_leader_alone);
     RUN(test_the_next_sync_begins_before_the_covered_are_woken);
     RUN(test_what_another_handle_synced_is_not_synced_again);

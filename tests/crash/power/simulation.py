@@ -44,7 +44,8 @@ class Broken(NamedTuple):
     what: str
 
     def __str__(self) -> str:
-        again = f"python -m tests.crash.power {self.trace} {self.point} {self.seed}"
+        folder = "tests" if __package__.startswith("crash") else "."  # as pickles name what is in them
+        again = f"PYTHONPATH={folder} python -m {__package__} {self.trace} {self.point} {self.seed}"
         return f"{self.workload}, while {self.doing}, {self.style}: {self.what}\nagain: {again}"
 
 
