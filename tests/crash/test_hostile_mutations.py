@@ -70,7 +70,7 @@ def mutate(store_path: Path, chance: random.Random) -> str:
         elif kind == "double":
             data += bytes(data)
         elif kind == "other":
-            data[:] = chance.choice(files).read_bytes() if files[0].exists() else b""
+            data[:] = chance.choice([file for file in files if file.exists()]).read_bytes()
         said.append(f"{kind} {path.relative_to(store_path)} at {at} for {size}")
         if kind == "remove":
             path.unlink()
