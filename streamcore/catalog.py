@@ -44,6 +44,7 @@ _READ_ATTEMPTS = 10
 _FOLDER_NAME_MAX = 200
 _GENERATION_MAX = (1 << 32) - 1
 _TOPIC_ID = re.compile(r"[0-9a-f]{16}")
+_TOPIC_FOLDER = re.compile(r".+-[0-9a-f]{16}")
 _TOPIC_COLUMNS = "id, name, folder, partitions, config, generation, mixed"
 
 _opening = threading.RLock()  # while SQLite has the "-shm" file open for reading only, nobody opens it for writing
@@ -572,11 +573,12 @@ class Catalog:
             return bool(connection.execute(_SETTLED, (folders,)).fetchone()[0])
 
     def remove_strangers(self, topics_path: Path) -> None:
-        """Removes empty folders that are of no topic: who made them died before the catalog had the topic."""
-        names = {path.name for path in topics_path.iterdir()}
+        """Removes empty folders that are of no topic, and named like one's: who made them died before they were."""
+        names = {path.name for path in topics_path.iterdir() if _TOPIC_FOLDER.fullmatch(path.name)}
         with self.reading() as connection:
-            if len(names) <= connection.execute("select count(*) from topics").fetchone()[0]:
-                return
+            known = {folder for (folder,) in connection.execute("select folder from topics")}
+        if names <= known:
+            return
         with self.changing(durable=False) as connection:  # so nobody makes one now
             for name in names - {folder for (folder,) in connection.execute("select folder from topics")}:
                 with contextlib.suppress(OSError):  # one with files may be of a catalog that was put back

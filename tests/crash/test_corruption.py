@@ -402,7 +402,9 @@ FOREIGN_NAMES = [
 def test_foreign_files_in_the_folders_are_left_alone(kind: str, log: Log) -> None:
     places = [log.store_path, log.store_path / "topics", log.topic_path, log.path.parent]
     made = [place / name for place in places for name in FOREIGN_NAMES]
-    made += [log.store_path / "topics" / "unknown-0123456789abcdef", log.topic_path / "7"]
+    made += [log.topic_path / "7"]
+    if kind != "folder":  # an empty folder that is named like a topic's was left by one who died while he made a topic
+        made += [log.store_path / "topics" / "unknown-0123456789abcdef"]
     for path in made:
         if kind == "file":
             path.write_bytes(b"foreign")
