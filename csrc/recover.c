@@ -616,6 +616,13 @@ static int sync_removals(recovery *self)
                : code;
 }
 
+/* Where all records were deleted none of an open transaction is left, and perhaps nothing that names its producer. */
+static int64_t stable_of(const recovery *self, const place *at)
+{
+    bool undecided = at->stable_offset < at->offset && self->start_offset < at->offset;
+    return undecided && !SC_CONTROL(stable_offset_of_recovery_wrong) ? at->stable_offset : at->offset;
+}
+
 static int settle(recovery *self, const place *at)
 {
     int code = SC_OK;
@@ -638,9 +645,7 @@ static int settle(recovery *self, const place *at)
         .sealed = at->sealed,
         .schema_version = self->segments[at->segment]->layout->schema_version,
         .proven_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
-        .stable_offset = at->stable_offset < at->offset && !SC_CONTROL(stable_offset_of_recovery_wrong)
-                             ? at->stable_offset
-                             : at->offset,
+        .stable_offset = stable_of(self, at),
     };
     return code;
 }

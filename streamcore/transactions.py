@@ -487,8 +487,13 @@ class Coordinator:
         for topic in self._store.topics():
             try:
                 for partition in topic.unstable_partitions():
-                    for producer_id, epoch, _ in topic.open_transactions(partition):
+                    still_open = topic.open_transactions(partition)
+                    for producer_id, epoch, _ in still_open:
                         count += self._end_one_unknown(topic, partition, producer_id, epoch)
+                    if not still_open:  # its records were deleted, and with them what named its producer
+                        nobody = producer_ids.next_producer_id(self._store.catalog)
+                        topic.end_transaction(partition, nobody, 0, commit=False, fence=True)
+                        count += 1
             except TopicNotFoundError:
                 continue
         return count

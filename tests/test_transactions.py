@@ -678,6 +678,30 @@ def test_a_power_loss_that_took_the_catalogs_last_changes_leaves_nothing_open(
         assert all_values(store) == ([b"0", b"1", b"2"], [b"0", b"0", b"1", b"2"])
 
 
+@pytest.mark.parametrize("behind", [0, 3])
+def test_a_transaction_of_which_all_records_were_deleted_hides_nothing_after_a_power_loss(
+    left: Path, behind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sc.open(left, maintenance=False) as store, store.transaction("etl") as transaction:
+        transaction.append("b", [b"0"])
+    saved = (left / "catalog.sqlite").read_bytes()
+    die(left, "open", monkeypatch)
+    with sc.open(left, maintenance=False) as store:
+        topic = store.topic("b")
+        topic.delete_records(topic.partitions[0].end_offset, 0)  # and the segment with it
+        for _ in range(behind):
+            topic.append([b"behind"])
+    (left / "catalog.sqlite").write_bytes(saved)
+    for name in ("catalog.sqlite-wal", "catalog.sqlite-shm"):
+        (left / name).unlink(missing_ok=True)
+    monkeypatch.setattr(transactions, "_boot_id", lambda: "another boot")
+    with sc.open(left, maintenance=False) as store:
+        store.topic("b").append([b"1"])
+        assert values_of(store.topic("b")) == [b"behind"] * behind + [b"1"]
+    with sc.open(left, maintenance=False) as store:
+        assert values_of(store.topic("b")) == [b"behind"] * behind + [b"1"]
+
+
 def test_an_interruption_behind_the_decision_leaves_it_committed(
     store: sc.Store, topic: sc.Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ class Checker:
         """What is seen is committed for good, unless a part of it was lost with the power; the rest is not."""
         facts = ledger.facts[number]
         for transaction in ledger.transactions.values():
-            shown = []
+            shown, hidden = [], False
             for (name, life, partition), log in ledger.logs.items():
                 if name not in facts.topics or facts.topics[name].life != life:
                     continue
@@ -159,10 +159,11 @@ class Checker:
                         found = logs[name, partition]
                         first = self._find(part, found) if part.first is None else part.first
                         shown.append(first is not None and (first in found.committed or first < found.start))
+                        hidden |= first is not None and first in found.offsets and not shown[-1]
             decided = transaction.state in ("committed", "committing", "torn")
             if decided and any(shown):
                 transaction.state = "committed" if all(shown) else "torn"
-            elif not (decided and self._is_compacted(ledger, transaction)):
+            elif hidden or not (decided and self._is_compacted(ledger, transaction)):
                 transaction.state = "aborted"
             transaction.change = 0
 

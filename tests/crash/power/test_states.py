@@ -3,7 +3,7 @@
 Workloads run in recorded processes. At moments of their recordings a model of the drive gives states in which it may be
 found; each is opened and checked, and the store goes on. STREAMCORE_POWER_LOSSES: how many states;
 STREAMCORE_POWER_SEED: of other recordings and states; STREAMCORE_POWER_LIVES: how often the power is lost before a
-store is checked, for example 1,2,1,3 for one recording after the other.
+store is checked, for one recording after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STATES = int(os.environ.get("STREAMCORE_POWER_LOSSES", "10500"))
 SEED = os.environ.get("STREAMCORE_POWER_SEED", "0")
 _PROCESSES = 2
 _POINTS = 100  # of a recording, of three states each
-_LIVES = [int(lives) for lives in os.environ.get("STREAMCORE_POWER_LIVES", "1").split(",")]  # in turn, of recordings
+_LIVES = [int(lives) for lives in os.environ.get("STREAMCORE_POWER_LIVES", "1,2,1,3").split(",")]  # in turn, of recordings
 _EQUAL = 1.15  # points too many, for states that turn out to be equal to others
 
 
