@@ -29,7 +29,7 @@ STATES = int(os.environ.get("STREAMCORE_POWER_LOSSES", "10500"))
 SEED = os.environ.get("STREAMCORE_POWER_SEED", "0")
 _PROCESSES = 2
 _POINTS = 100  # of a recording, of three states each
-_LIVES = [int(lives) for lives in os.environ.get("STREAMCORE_POWER_LIVES", "1,2,1,3").split(",")]  # in turn, of recordings
+_LIVES = [int(lives) for lives in os.environ.get("STREAMCORE_POWER_LIVES", "1,2,1,3").split(",")]  # of recordings
 _EQUAL = 1.15  # points too many, for states that turn out to be equal to others
 
 
