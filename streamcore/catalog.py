@@ -463,7 +463,17 @@ class Catalog:
         with contextlib.suppress(OSError):
             if self._writable and os.statvfs(self.path.parent).f_flag & os.ST_RDONLY:
                 return errno.EROFS
-        return errno.EACCES if self.path.exists() else errno.ENOENT  # opening it would drop SQLite's locks when closed
+        if os.path.lexists(self.path):
+            return errno.EACCES  # opening it to learn more would drop SQLite's locks when closed
+        return self._errno_of_missing()
+
+    def _errno_of_missing(self) -> int:
+        """Why there is no catalog: what its folder says, else that it could not be made or was never there."""
+        try:
+            os.close(os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno or errno.EIO
+        return errno.EIO if self._writable else errno.ENOENT
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         row = None

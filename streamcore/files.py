@@ -14,11 +14,15 @@ def open_file(path: str | Path, flags: int = os.O_RDONLY) -> int:
     Following a link would read from, or write to, what is no part of the store; a pipe could keep one waiting for ever.
     """
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    number = errno.EISDIR if stat.S_ISDIR(os.fstat(descriptor).st_mode) else errno.EINVAL
-    os.close(descriptor)
-    raise OSError(number, os.strerror(number), str(path))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(number, os.strerror(number), str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def check_folder(path: Path) -> None:

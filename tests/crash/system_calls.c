@@ -31,6 +31,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- what libc really does ------------------------------------------------------------------------------------- */
@@ -901,4 +902,13 @@ PUBLIC int flock(int fd, int operation)
     int done = action == FAIL ? -1 : real_flock(fd, operation);
     leave(action);
     return done;
+}
+
+/* SQLite sleeps for ten seconds when what failed looks like the work of others; nothing changes meanwhile. */
+PUBLIC int usleep(useconds_t us)
+{
+    bool in_vain = rule.armed && rule.sticky && rule.fired > 0;
+    if (in_vain && us > 100)
+        us = 100;
+    return nanosleep(&(struct timespec){us / 1000000, us % 1000000 * 1000}, NULL);
 }

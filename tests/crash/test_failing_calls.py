@@ -32,7 +32,7 @@ from .system_calls import Rule, SystemCalls, build_library, environment
 FAULTS = os.environ.get("STREAMCORE_FAULTS", "500")
 _SEED = int(os.environ.get("STREAMCORE_SEED", "1"))
 _PER_CHILD = 60
-_HANGS_AFTER_S = 60.0
+_HANGS_AFTER_S = 120.0
 
 # What each kind of call may say, in the words of system_calls.c. Locks: SQLite takes other errors for a lock held by
 # others, and waits. One byte less, and one byte, are short calls.
@@ -321,6 +321,8 @@ _SINGLE = {
         Rule("open", "journal", 1, "fail", errno.EMFILE, sticky=True),
     ],
     "consolidation": [Rule("unlink", ".index", 1), Rule("rename", ".new", 1), Rule("lock", "state", 1)],
+    "maintenance": [Rule("stat", "maintenance.lock", 1)],
+    "making a store": [Rule("any", "", 1, "fail", errno.EMFILE, sticky=True), Rule("open", "", 1, sticky=True)],
     "transactions": [Rule("sync_data", "catalog.sqlite-wal", n) for n in (1, 2, 3)],
 }
 

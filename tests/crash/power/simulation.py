@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -20,7 +21,7 @@ from .disk import Disk, State
 from .ledger import Ledger
 from .promises import Checker, check_state
 from .recording import Recorder
-from .workloads import WORKLOADS, Memory, make_small
+from .workloads import WORKLOADS, Memory, made_small
 
 _STATES_PER_POINT = 3
 _NEXT_LIFE = 1 << 16  # numbers that an earlier life of the store has not used
@@ -135,7 +136,8 @@ class Simulator:
         self._kept = kept
         self._library = build_library(self._folder)
         self._recorders: dict[int, Recorder] = {}
-        make_small()
+        self._patches = contextlib.ExitStack()
+        self._patches.enter_context(made_small())
 
     def record(self, workload: str, seed: str) -> Trace:
         """Runs a workload."""
@@ -242,6 +244,7 @@ class Simulator:
 
     def close(self) -> None:
         """Ends the recorder and removes the folder."""
+        self._patches.close()
         for recorder in self._recorders.values():
             recorder.close()
         shutil.rmtree(self._folder)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 
@@ -30,12 +31,16 @@ _SEGMENT_BYTES = 64 << 10
 Note = Callable[[str], None]
 
 
-def make_small() -> None:
+@contextlib.contextmanager
+def made_small() -> Iterator[None]:
     """In this process: a journal of 64 KiB, a background that flushes after 20 ms and notes it after 50."""
-    real = _core.Journal
-    _core.Journal = functools.partial(real, area=JOURNAL_AREA)  # type: ignore[assignment,misc]
-    store_module.FLUSH_INTERVAL_S = 0.02
-    store_module.NOTE_AFTER_S = 0.05
+    small = functools.partial(_core.Journal, area=JOURNAL_AREA)
+    with (
+        mock.patch.object(_core, "Journal", small),
+        mock.patch.object(store_module, "FLUSH_INTERVAL_S", 0.02),
+        mock.patch.object(store_module, "NOTE_AFTER_S", 0.05),
+    ):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,7 +408,6 @@ class Session:
 def run_session(workload: str, store_path: Path, seed: str, note: Note, memory: Memory) -> None:
     """One session, in a process of its own that ends behind it."""
     pa.set_cpu_count(1)
-    if not WORKLOADS[workload].real_journal:
-        make_small()
     append_module.BATCH_ROWS = random.Random(seed).choice([5, 1 << 16])  # an append of a table is several batches
-    Session(WORKLOADS[workload], store_path, seed, note, memory).run()
+    with contextlib.nullcontext() if WORKLOADS[workload].real_journal else made_small():
+        Session(WORKLOADS[workload], store_path, seed, note, memory).run()
