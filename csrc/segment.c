@@ -334,6 +334,7 @@ void sc_segment_note(sc_segment *segment, int64_t offset, int64_t position)
     pthread_mutex_lock(&segment->mutex);
     int64_t count = segment->entry_count;
     bool far = count == 0 || position - SC_INDEX_SPACING >= segment->entries[count - 1].position;
+    far = far && offset >= segment->base_offset && (count == 0 || offset > segment->entries[count - 1].offset);
     if (far && count == segment->entry_capacity) {
         int64_t capacity = count == 0 ? 16 : count * 2;
         sc_index_entry *grown = realloc(segment->entries, (size_t)capacity * sizeof *grown);

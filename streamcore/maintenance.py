@@ -152,7 +152,7 @@ class Maintenance:
                 if self._stopping:
                     return
             try:
-                self.run()
+                _release_memory(self.run() or ())
             except StreamcoreError as error:
                 _log.warning("maintenance could not run: %s", error)
             if self._store() is None:
@@ -206,6 +206,14 @@ def _run_task(store: Store, task: Task, stop: Stop) -> Run:
         counts = ", ".join(f"{name} {count}" for name, count in done.items() if count)
         _log.info("maintenance: %s in %.2f s: %s", task.name, seconds, counts)
     return Run(task.name, seconds, done, failure)
+
+
+def _release_memory(runs: Sequence[Run]) -> None:
+    """What Arrow's allocator keeps behind a rewriting, for a next one that may be another process's: some 10 MiB."""
+    if any(run.done.get("bytes_after") for run in runs):
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()
 
 
 # ---- what was done ---------------------------------------------------------------------------------------------
