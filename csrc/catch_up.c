@@ -256,15 +256,16 @@ static int take_batch(walker *self, const sc_header *header)
     return code;
 }
 
-/* Takes over all batches from `position` on. Damage is passed over: what it said of producers is lost, and who reads
- * the records is told of it. */
+/* Takes over all batches from `position` on. Damage, and what says that it is of other offsets, is passed over: what it
+ * said of producers is lost, and who reads the records is told of it. */
 static int walk_batches(walker *self)
 {
     int64_t nothing = 0;
     int code = SC_OK;
     while (code == SC_OK && self->position < self->end) {
         sc_look look = sc_segment_look(self->mapping, self->position, self->end, false, &nothing);
-        if (look.state == SC_BATCH_GOOD) {
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset >= self->offset &&
+            look.header.last_offset < self->reached) {
             code = take_batch(self, &look.header);
             continue;
         }
