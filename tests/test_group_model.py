@@ -266,7 +266,8 @@ def moving_for_nothing(patched: pytest.MonkeyPatch) -> None:
 def test_the_model_catches_a_bug(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     bug(monkeypatch)
     chosen = settings(
-        max_examples=300,
+        max_examples=3000,
+        derandomize=True,
         stateful_step_count=40,
         phases=[Phase.generate],
         report_multiple_bugs=False,
