@@ -32,7 +32,7 @@ from .system_calls import Rule, SystemCalls, build_library, environment
 FAULTS = os.environ.get("STREAMCORE_FAULTS", "500")
 _SEED = int(os.environ.get("STREAMCORE_SEED", "1"))
 _PER_CHILD = 60
-_HANGS_AFTER_S = 120.0
+_HANGS_AFTER_S = 60.0
 
 # What each kind of call may say, in the words of system_calls.c. Locks: SQLite takes other errors for a lock held by
 # others, and waits. One byte less, and one byte, are short calls.
