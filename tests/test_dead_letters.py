@@ -128,13 +128,13 @@ def test_a_topic_that_cannot_keep_dead_letters_is_refused_before_anything_is_han
 def test_heartbeats_go_on_during_pauses(store: sc.Store, topic: sc.Topic) -> None:
     topic.append([b"bad"])
     handle, _ = refuse(b"bad")
-    with store.consumer("clicks", group="g", member_timeout_ms=100) as consumer:
+    with store.consumer("clicks", group="g", member_timeout_ms=1000) as consumer:
         consumer.poll(0, 1)
         consumer.seek("clicks", 0, 0)
         member = consumer.member_id
 
         def slow(record: sc.Record) -> None:
-            time.sleep(0.3)
+            time.sleep(1.2)
             handle(record)
 
         consumer.process(slow, retries=1, backoff=QUICK, dead_letter="dead", timeout_ms=ENDS_MS)

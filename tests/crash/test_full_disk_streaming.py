@@ -73,7 +73,7 @@ def test_a_member_whose_heartbeats_find_no_room_loses_no_record(mount: Mount) ->
     seen: list[bytes | None] = []
     with sc.open(store_path) as store:
         store.create_topic(TOPIC).append(values)
-        with store.consumer(TOPIC, group=GROUP, member_timeout_ms=200) as consumer:
+        with store.consumer(TOPIC, group=GROUP, member_timeout_ms=500) as consumer:
             seen += [record.value for record in consumer.poll(0, 50)]
             consumer.commit()
             with full(mount):
