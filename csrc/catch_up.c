@@ -306,7 +306,7 @@ static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
     int code = SC_OK;
     self->reached = active ? tail->end_offset : next_base;
     if (self->mapping != NULL) {
-        self->end = active ? tail->end_position : self->mapping->size;
+        self->end = sc_tail_end_in(tail, self->segment, self->mapping);
         seek(self);
         code = walk_batches(self);
         self->state->segment_base = self->segment->base_offset;

@@ -47,6 +47,7 @@
     BUG(durable_offset_forgotten)        /* headers do not say how far the log was durable */                          \
     BUG(power_loss_not_noticed)          /* lost sectors are taken for damage */                                       \
     BUG(damage_cut_as_torn_tail)         /* damage with good batches behind it ends the log */                         \
+    BUG(appended_behind_damage)          /* an append goes into the file that has the damage before it */              \
     BUG(half_append_kept)                /* of an append of several batches the first ones stay */                     \
     BUG(tail_not_cleared)                /* what was cut is not zeroed, and comes back */                              \
     BUG(cut_not_synced)                  /* what was cut is zeroed, but that is not synced */                          \

@@ -75,6 +75,7 @@ static int open_mapping(const char *path, struct storing *storing, int64_t size,
     }
     mapping->data = data;
     mapping->size = size;
+    atomic_init(&mapping->file_size, size);
     mapping->copied = runs_end > 0;
     mapping->inode = stat.inode;
     atomic_init(&mapping->references, 1);

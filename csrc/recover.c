@@ -15,7 +15,8 @@
  * synced, in whatever order the drive chose: the log is cut there, and what follows it goes too, and is synced away
  * before anything takes its place: what was cut must not come back behind later appends.
  *
- * An append of several batches is flagged so that it is kept whole or not at all.
+ * An append of several batches is flagged so that it is kept whole or not at all. Behind damage that stays, the next
+ * append begins a new segment.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -50,6 +51,7 @@ typedef struct place {
     bool behind_damage; /* nothing good was found yet behind a damaged place */
     int64_t damage_position, damage_offset;
     bool sealed;
+    bool damaged; /* damage was seen in this segment, and stays */
     int64_t file_size;
 } place;
 
@@ -369,7 +371,8 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         sc_look look = sc_segment_look(mapping, at->position, at->file_size, !SC_CONTROL(tail_not_checked), &unused);
         if (look.unreadable)
             return sc_segment_fail(segment, &look, at->offset, at->position, self->error);
-        if (look.state == SC_BATCH_GOOD && look.header.base_offset == at->offset) {
+        if (look.state == SC_BATCH_GOOD && look.header.base_offset == at->offset &&
+            look.header.last_offset < next_base) {
             if (look.header.record_count > 0)
                 sc_segment_note(segment, at->offset, at->position);
             pass(at, &look.header);
@@ -390,6 +393,7 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
             return code;
         bool followed = later_position >= 0;
         if (!followed && at->offset < self->durable_offset) {
+            at->damaged = true;
             code = pass_damaged(self, at, mapping, &look);
             if (code != SC_OK)
                 return code;
@@ -409,7 +413,7 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         at->in_append = false;
         if (later_segment != at->segment)
             return SC_OK; /* damaged up to the end of this segment: readers will say so */
-        at->behind_damage = true;
+        at->behind_damage = at->damaged = true;
         at->damage_position = at->position;
         at->damage_offset = at->offset;
         at->position = later_position;
@@ -623,6 +627,13 @@ static int64_t stable_of(const recovery *self, const place *at)
     return undecided && !SC_CONTROL(stable_offset_of_recovery_wrong) ? at->stable_offset : at->offset;
 }
 
+/* Nothing is appended behind damage to the same file: what is damaged may say that it reaches as far as that. */
+static bool ends_here(const recovery *self, const place *at)
+{
+    return at->sealed || (at->damaged && at->offset > self->segments[at->segment]->base_offset &&
+                          !SC_CONTROL(appended_behind_damage));
+}
+
 static int settle(recovery *self, const place *at)
 {
     int code = SC_OK;
@@ -642,7 +653,7 @@ static int settle(recovery *self, const place *at)
         .end_position = at->position,
         .allocated = at->file_size,
         .created_ms = sc_os.now_ms(),
-        .sealed = at->sealed,
+        .sealed = ends_here(self, at),
         .schema_version = self->segments[at->segment]->layout->schema_version,
         .proven_offset = self->durable_offset < at->offset ? self->durable_offset : at->offset,
         .stable_offset = stable_of(self, at),

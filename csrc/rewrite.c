@@ -277,8 +277,9 @@ static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
         bool over = look.state == SC_BATCH_NONE || look.state == SC_BATCH_MARKER;
         if (over && self->offset == self->end_offset)
             return SC_END;
-        if (look.state != SC_BATCH_GOOD || look.header.base_offset != self->offset) {
-            look.why = look.state == SC_BATCH_BAD ? look.why : "records are missing here";
+        bool fits = look.state == SC_BATCH_GOOD && look.header.base_offset == self->offset;
+        if (!fits || look.header.last_offset >= self->end_offset) {
+            look.why = fits ? sc_segment_too_far : (look.state == SC_BATCH_BAD ? look.why : "records are missing here");
             return sc_segment_fail(self->segment, &look, self->offset, position, error);
         }
         int code = pass(self, &look.header, &found, error);

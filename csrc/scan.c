@@ -299,9 +299,15 @@ static int step(sc_scan *scan, sc_batch *batch, bool *found, sc_error *error)
         !sc_state_is_same_boot(&scan->topic->state, scan->partition->number))
         return finish_segment(scan, &look,
                               error); /* a note that was lost with the power, and nobody has mended that yet */
+    if (look.state == SC_BATCH_GOOD && behind_records && look.header.last_offset >= scan->next_base)
+        return finish_segment(scan, &look, error); /* verify reports it */
     if (look.state == SC_BATCH_GOOD && look.header.base_offset != scan->chain_offset) {
         look.state = SC_BATCH_BAD;
         look.why = "a batch does not follow the one before it";
+    }
+    if (look.state == SC_BATCH_GOOD && scan->next_base >= 0 && look.header.last_offset >= scan->next_base) {
+        look.state = SC_BATCH_BAD;
+        look.why = sc_segment_too_far;
     }
     bool wanted =
         look.state == SC_BATCH_GOOD && look.header.last_offset >= scan->offset && is_wanted(scan, &look.header);

@@ -139,6 +139,8 @@ static int is_stale(sc_segment *segment, int64_t size, bool *stale, sc_error *er
     if (code != SC_OK)
         return code;
     segment->may_grow = active;
+    if (!active && !segment->mapping->copied && stat.size < segment->mapping->size)
+        atomic_store_explicit(&segment->mapping->file_size, stat.size, memory_order_relaxed);
     *stale = stat.inode != segment->mapping->inode || (!active && stat.size > segment->mapping->size);
     return SC_OK;
 }
@@ -191,6 +193,7 @@ bool sc_segment_is_current(sc_segment *segment)
 
 /* ---- looking at batches ------------------------------------------------------------------------------------ */
 
+const char sc_segment_too_far[] = "a batch has offsets of the next segment";
 static const char unreadable[] = "the file cannot be read here (input/output error, or it was cut short)";
 
 struct inspection {

@@ -124,7 +124,7 @@ int sc_partition_open(sc_partition *partition, sc_tail *tail, int64_t offset, sc
 /* Where the batches end in the mapping of a segment, at the latest. */
 static inline int64_t sc_tail_end_in(const sc_tail *tail, const sc_segment *segment, const sc_mapping *mapping)
 {
-    return segment->base_offset == tail->segment_base ? tail->end_position : mapping->size;
+    return segment->base_offset == tail->segment_base ? tail->end_position : sc_mapping_reach(mapping);
 }
 /* As sc_segment_summarize of a sealed segment, or with `size` of the active one. `mend`: keeps what was learnt in the
  * index. SC_STALE: as sc_partition_map. */

@@ -91,7 +91,11 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
     while (!self->stopped) {
         sc_look look = sc_segment_look(mapping, position, end_position, true, &unused);
         bool good = look.state == SC_BATCH_GOOD && look.header.base_offset == offset;
-        if (offset >= end_offset && !(good && look.header.record_count == 0))
+        if (good && look.header.last_offset >= end_offset) {
+            report(self, segment, offset, position, sc_segment_too_far);
+            return;
+        }
+        if (offset >= end_offset && !good)
             break;
         if (good) {
             verify_structure(self, segment, mapping, &look.header, position);

@@ -265,6 +265,65 @@ static void test_a_batch_inside_a_damaged_value_is_not_a_record(void)
     folder_remove(path);
 }
 
+/* A header may say that its batch reaches as far as the file will: what is appended must not come to lie in it. */
+static void test_an_append_behind_damage_begins_a_new_segment(void)
+{
+    make_log(8);
+    int64_t size, still;
+    char next[FILE_MAX];
+    sc_header lying = batches[3].header;
+    lying.total_size = 64 << 10;
+    sc_header_seal(&lying);
+    file_write_at(file, &lying, sizeof lying, batches[3].position + SC_OPENING_SIZE + lying.metadata_size);
+    sc_topic *topic = topic_open(path, true);
+    CHECK_EQ(end_of(topic, 0), 80);
+    uint8_t *before = file_read(file, &size);
+    for (int64_t end = 80; end < 200; end += 10)
+        append_records(topic, 0, end, 10);
+    segment_file(next, path, 0, 80);
+    CHECK(access(next, F_OK) == 0);
+    check_records(topic, 0, 40, 200);
+    topic_close(topic);
+    uint8_t *after = file_read(file, &still);
+    CHECK(still == size && memcmp(before, after, (size_t)size) == 0);
+    free(before);
+    free(after);
+    topic = topic_open(path, true);
+    CHECK_EQ(end_of(topic, 0), 200);
+    check_records(topic, 0, 40, 200);
+    topic_close(topic);
+    folder_remove(path);
+}
+
+static void count_problem(void *context, const sc_error *problem)
+{
+    CHECK(strstr(problem->message, "of the next segment") != NULL);
+    ++*(int64_t *)context;
+}
+
+/* Each offset is read from the segment of its name, and once. */
+static void test_offsets_of_the_next_segment_are_passed_over_and_reported(void)
+{
+    make_log(8);
+    int64_t size, problems = 0, rest = batches[4].position, schema = batches[0].position;
+    char next[FILE_MAX];
+    sc_error error;
+    uint8_t *data = file_read(file, &size);
+    memmove(data + schema, data + rest, (size_t)(size - rest));
+    segment_file(next, path, 0, 40);
+    file_write(next, data, schema + size - rest);
+    free(data);
+    for (int writable = 0; writable <= 1; writable++) {
+        sc_topic *topic = topic_open(path, writable);
+        CHECK_EQ(end_of(topic, 0), 80);
+        check_records(topic, 0, 0, 80);
+        CHECK_OK(sc_partition_verify(topic, 0, count_problem, NULL, &problems, &error), error);
+        CHECK_EQ(problems, writable + 1);
+        topic_close(topic);
+    }
+    folder_remove(path);
+}
+
 static void make_segments(void)
 {
     folder_make(path);
@@ -555,6 +614,8 @@ int main(int argc, char **argv)
     RUN(test_zeros_in_the_middle_are_damage_too);
     RUN(test_a_zeroed_opening_in_the_middle_does_not_end_the_log);
     RUN(test_a_batch_inside_a_damaged_value_is_not_a_record);
+    RUN(test_an_append_behind_damage_begins_a_new_segment);
+    RUN(test_offsets_of_the_next_segment_are_passed_over_and_reported);
     RUN(test_damage_in_a_sealed_segment_stays_and_the_next_one_is_read);
     RUN(test_a_missing_middle_segment_is_reported_and_not_made_up);
     RUN(test_missing_first_segments_move_the_start);

@@ -68,6 +68,7 @@ CAUGHT_BY = {
     "durable_offset_forgotten": "recover_power::test_damage_below_what_a_later_batch_says_was_durable_stays",
     "power_loss_not_noticed": "recover_power::test_sectors_that_never_reached_the_drive_cut_the_log_there",
     "damage_cut_as_torn_tail": "recover::test_damage_in_the_middle_stays_and_is_reported_with_its_place",
+    "appended_behind_damage": "recover::test_an_append_behind_damage_begins_a_new_segment",
     "half_append_kept": "recover::test_part_of_an_append_of_several_batches_is_not_kept",
     "tail_not_cleared": "recover::test_a_torn_end_is_cut_and_leaves_zeros",
     "cut_not_synced": "recover_power::test_what_was_cut_is_synced_away_before_the_log_goes_on",
