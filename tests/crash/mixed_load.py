@@ -100,9 +100,10 @@ class Worker:
                 self._hoard.append(mmap.mmap(-1, 4096, prot=access))
 
 
-def opened(store_path: str) -> sc.Store:
-    """The store, with all partitions, as background work will have them open whenever this process's turn comes."""
-    store = sc.open(store_path)
+def opened(store_path: str, slot: int) -> sc.Store:
+    """The store, with all partitions. Background work goes from one killed process to the next: those in slot 0 are
+    measured, and would grow once when it comes to them."""
+    store = sc.open(store_path, maintenance=slot > 0)
     for topic in store.topics():
         with contextlib.suppress(sc.TopicNotFoundError):
             assert topic.partitions
@@ -115,7 +116,7 @@ def opened(store_path: str) -> sc.Store:
 def write_lists(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """Lists to a partition of `plain`, and in one durable call to all partitions of `ledger`, through the journal."""
     worker, told = Worker(channel, seed, bug), Acknowledgements(acks)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         plain = [Lane(store.topic(PLAIN), p, writer, told) for p in range(2)]
         ledger = [Lane(store.topic(LEDGER), p, writer, told) for p in range(8)]
         keys = {partition_of(b"key %d" % n, 8): b"key %d" % n for n in range(100)}
@@ -150,7 +151,7 @@ def _append_to_all(ledger: list[Lane], writer: int, keys: dict[int, bytes], chan
 def write_tables(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """Arrow tables to `typed`."""
     worker, told = Worker(channel, seed, bug), Acknowledgements(acks)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         lanes = [Lane(store.topic(TYPED), p, writer, told) for p in range(2)]
         for lane in lanes:
             lane.catch_up()
@@ -165,7 +166,7 @@ def send_records(channel: Channel, store_path: str, acks: str, writer: int, seed
     """Records one at a time to `events`, through an idempotent producer; waits for groups that are far behind."""
     worker, told = Worker(channel, seed, bug), Acknowledgements(acks)
     failures: list[Exception] = []
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         lanes = [Lane(store.topic(EVENTS), p, writer, told) for p in range(4)]
         delivered: dict[int, tuple[int, int]] = {}
 
@@ -220,7 +221,7 @@ def write_transactions(
 ) -> None:
     """To `orders` and the compacted `table`, in transactions, one in ten is aborted. Ends when it is fenced."""
     worker, told = Worker(channel, seed, bug), Acknowledgements(acks)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         orders = [Lane(store.topic(ORDERS), p, writer, told) for p in range(2)]
         rows = Lane(store.topic(TABLE), writer % 2, writer, told)
         try:
@@ -271,7 +272,7 @@ def copy_exactly_once(
 ) -> None:
     """Copies `events` to `copies`, in transactions with the offsets."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         with store.transaction(f"exact-{writer}"):
             pass  # ends what a killed one has left open, for which readers would wait otherwise
         member = store.consumer(EVENTS, group=EXACT, member_timeout_ms=MEMBER_TIMEOUT_MS)
@@ -296,7 +297,7 @@ def copy_at_least_once(
 ) -> None:
     """Notes `events` in `noted`, then commits."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         noted = store.topic(NOTED)
         member = store.consumer(EVENTS, group=AUDIT, member_timeout_ms=MEMBER_TIMEOUT_MS)
         for _ in worker.rounds(0.03):
@@ -326,7 +327,7 @@ def _assert_no_resets(member: sc.Consumer) -> None:
 def scan(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """Reads one partition after another, whole, and checks it and what was deleted of it; the table now and then."""
     worker, checker = Worker(channel, seed, bug), None
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         checker = Checker(store, Acknowledgements(acks))
         for _ in worker.rounds(0.3):
             try:
@@ -429,7 +430,7 @@ _SIZES = (
 def ask(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """SQL over `typed` and `plain`: whether lanes are unbroken follows from sums."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         for n in worker.rounds(0.5):
             try:
                 if n % 3 == 0:
@@ -469,7 +470,7 @@ class Tail:
 def tail(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """A consumer that blocks for what is new in all topics that stay."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         tail = Tail(store.consumer([PLAIN, TYPED, EVENTS, ORDERS, TABLE, COPIES, LEDGER], start="latest"))
         for _ in worker.rounds(0.02):
             tail.follow(tail.consumer.poll(200, 1000))
@@ -493,7 +494,7 @@ def tail_async(channel: Channel, store_path: str, acks: str, writer: int, seed: 
             await asyncio.gather(*waits)
             worker._leak()
 
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         asyncio.run(main(store))
 
 
@@ -503,7 +504,7 @@ def tail_async(channel: Channel, store_path: str, acks: str, writer: int, seed: 
 def churn(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """Makes topics, fills, reads and deletes them."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         prefix = f"{SHORT}-{writer}-"
         for topic in store.topics():
             if topic.name.startswith(prefix):
@@ -527,7 +528,7 @@ def churn(channel: Channel, store_path: str, acks: str, writer: int, seed: int, 
 def maintain(channel: Channel, store_path: str, acks: str, writer: int, seed: int, bug: str | None = None) -> None:
     """Does the background work all the time; some of it also without the lock for it. Says what failed."""
     worker = Worker(channel, seed, bug)
-    with opened(store_path) as store:
+    with opened(store_path, writer) as store:
         for _ in worker.rounds(0.2):
             for run in store.maintain() or ():
                 if run.error is not None:
