@@ -42,12 +42,32 @@
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
 
+/* Not by fstat, where it can be helped: it asks for the times, and Linux gives a file whose times were asked for new
+ * ones at its next change (multigrain timestamps, since 6.13), so that each sync of an append writes the inode too. */
+static int type_of(int fd, mode_t *mode)
+{
+#if defined(STATX_TYPE)
+    struct statx found;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_TYPE, &found) == 0) {
+        *mode = found.stx_mode;
+        return 0;
+    }
+    if (errno != ENOSYS && errno != EPERM) /* an old kernel, a sandbox */
+        return -1;
+#endif
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return -1;
+    *mode = st.st_mode;
+    return 0;
+}
+
 /* What is opened is a file, or a folder to sync it. Reading from a pipe or a device could wait for ever; O_NONBLOCK
  * keeps opening one from waiting, and means nothing for files. */
 static int refuse_unless_file(int fd)
 {
-    struct stat st;
-    int number = fstat(fd, &st) != 0 ? errno : S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? 0 : EINVAL;
+    mode_t mode;
+    int number = type_of(fd, &mode) != 0 ? errno : S_ISREG(mode) || S_ISDIR(mode) ? 0 : EINVAL;
     if (number == 0)
         return fd;
     close(fd);

@@ -53,6 +53,7 @@ static int (*real_mkdirat)(int, const char *, mode_t);
 static void *(*real_mmap64)(void *, size_t, int, int, int, off64_t);
 static int (*real_munmap)(void *, size_t);
 static int (*real_fstat64)(int, struct stat64 *);
+static int (*real_statx)(int, const char *, int, unsigned, struct statx *);
 static int (*real_fcntl64)(int, int, ...);
 static int (*real_flock)(int, int);
 static DIR *(*real_opendir)(const char *);
@@ -80,6 +81,7 @@ static void find_real(void)
         {&real_mmap64, "mmap64"},
         {&real_munmap, "munmap"},
         {&real_fstat64, "fstat64"},
+        {&real_statx, "statx"},
         {&real_fcntl64, "fcntl64"},
         {&real_flock, "flock"},
         {&real_opendir, "opendir"},
@@ -856,6 +858,18 @@ PUBLIC int fstat64(int fd, struct stat64 *out)
 PUBLIC int fstat(int fd, struct stat *out)
 {
     return fstat64(fd, (struct stat64 *)out);
+}
+
+PUBLIC int statx(int folder, const char *path, int flags, unsigned wanted, struct statx *out)
+{
+    const struct file *file = path != NULL && path[0] == 0 ? file_of(folder) : NULL;
+    if (file == NULL)
+        return is_ready ? real_statx(folder, path, flags, wanted, out)
+                        : (int)syscall(SYS_statx, folder, path, flags, wanted, out);
+    enum action action = enter("stat", file->path);
+    int done = action == FAIL ? -1 : real_statx(folder, path, flags, wanted, out);
+    leave(action);
+    return done;
 }
 
 /* Locks wait: what is traced goes on meanwhile. */
