@@ -27,16 +27,23 @@ def main() -> None:
     options = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="streamcore-compare-") as name:
         folder = Path(name)
-        before, after = (install(commit, folder / part) for commit, part in ((options.commit, "before"), ("HEAD", "after")))
+        before, after = (
+            install(commit, folder / part) for commit, part in ((options.commit, "before"), ("HEAD", "after"))
+        )
         rounds = [take_turns(number, before, after, options.rounds) for number in range(options.rounds)]
     ratios = {path: [later[path] / earlier[path] for earlier, later in rounds] for path in rounds[0][0]}
     slower = print_table(ratios, options.within / 100)
-    print(f"\n{options.rounds} rounds against {options.commit}: " + (", ".join(slower) + " slower" if slower else "none slower"))
+    print(
+        f"\n{options.rounds} rounds against {options.commit}: "
+        + (", ".join(slower) + " slower" if slower else "none slower")
+    )
     sys.exit(1 if slower else 0)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.compare", description="Is this version slower than that one?")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compare", description="Is this version slower than that one?"
+    )
     parser.add_argument("commit", help="the version before: anything that git knows")
     parser.add_argument("--rounds", type=int, default=8, help="how often both take their turn (8)")
     parser.add_argument("--within", type=float, default=3, help="percent that a path may be slower (3)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import mmap
 import os
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from streamcore.config import PARTITIONS_MAX, check_topic_name
 from streamcore.errors import (
@@ -93,6 +94,16 @@ create table settings (key text primary key, value text not null) without rowid;
 """
 
 
+_COLUMNS = """
+select s.name, c.name, lower(c.type), c."notnull", c.pk from sqlite_schema s, pragma_table_info(s.name) c
+where s.type = 'table' and s.name not like 'sqlite_%' order by s.rowid, c.cid
+"""
+
+
+def _without_required(columns: list[tuple[str, str, int, int]]) -> list[tuple[str, str, int]]:
+    return [(name, kind, key) for name, kind, _, key in columns]
+
+
 def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
     """What is true of a row with a value of another type than its column."""
     return " or ".join(
@@ -101,8 +112,19 @@ def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
     )
 
 
-def _has_row(connection: sqlite3.Connection, table: str, condition: str) -> bool:
-    return connection.execute(f"select 1 from {table} where {condition} limit 1").fetchone() is not None
+@functools.cache
+def _columns_made_by(statements: str) -> dict[str, list[tuple[str, str, int, int]]]:
+    """By table: name, type, required, and place in the key of its columns."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(statements)
+        return _columns_of(model)
+
+
+def _columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, int, int]]]:
+    found: dict[str, list[tuple[str, str, int, int]]] = {}
+    for table, *column in connection.execute(_COLUMNS):
+        found.setdefault(table, []).append(tuple(column))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +213,6 @@ class Catalog:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._durable = True
-        self._ensured: set[str] = set()
         self._checked: set[str] = set()
         self._unusable_log: tuple[int, ...] | None = None
         if writable:
@@ -350,12 +371,12 @@ class Catalog:
 
         Raises CorruptionError as `check_tables`.
         """
-        if self._writable and statements not in self._ensured:
+        self.check_tables(statements, sense)
+        if self._writable and statements not in self._checked:
             with self.changing() as connection:
                 for statement in statements.split(";\n"):
                     connection.execute(statement)
-            self._ensured.add(statements)
-        self.check_tables(statements, sense)
+            self.check_tables(statements, sense)
 
     def check_tables(self, statements: str, sense: Mapping[str, str]) -> None:
         """Looks at what is there of the tables of one concept, once per open store.
@@ -366,28 +387,25 @@ class Catalog:
         """
         if statements in self._checked:
             return
-        columns = 'select name, lower(type), "notnull", pk from pragma_table_info(?)'
-        complete = True
-        with self.reading() as connection, contextlib.closing(sqlite3.connect(":memory:")) as model:
-            model.executescript(statements)
-            tables = model.execute("select name from sqlite_schema where type = 'table' and name not like 'sqlite_%'")
-            for (table,) in tables.fetchall():
-                wanted = model.execute(columns, (table,)).fetchall()
-                found = connection.execute(columns, (table,)).fetchall()
-                complete = complete and bool(found)
-                if found and [(name, kind, key) for name, kind, _, key in found] != [
-                    (name, kind, key) for name, kind, _, key in wanted
-                ]:
+        wanted = _columns_made_by(statements)
+        with self.reading() as connection:
+            everything = _columns_of(connection)
+            found = {table: everything[table] for table in wanted if table in everything}
+            for table, columns in found.items():
+                if _without_required(columns) != _without_required(wanted[table]):
                     raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
-                if found and _has_row(connection, table, _misfits(wanted)):
-                    self._fail_row(table)
-                if found and table in sense and _has_row(connection, table, f"({sense[table]}) is not true"):
-                    self._fail_row(table)
-        if complete:
+            conditions = [
+                f"select '{table}' where exists (select 1 from {table} where {_misfits(wanted[table])}"
+                + (f" or ({sense[table]}) is not true)" if table in sense else ")")
+                for table in found
+            ]
+            wrong = connection.execute(" union all ".join(conditions)).fetchone() if conditions else None
+            if wrong is not None:
+                raise CorruptionError(
+                    f"the catalog's table {wrong[0]} has a row that no streamcore has written", str(self.path)
+                )
+        if len(found) == len(wanted):
             self._checked.add(statements)
-
-    def _fail_row(self, table: str) -> NoReturn:
-        raise CorruptionError(f"the catalog's table {table} has a row that no streamcore has written", str(self.path))
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
