@@ -413,9 +413,11 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
         at->in_append = false;
         if (later_segment != at->segment)
             return SC_OK; /* damaged up to the end of this segment: readers will say so */
+        if (!at->behind_damage) {
+            at->damage_position = at->position;
+            at->damage_offset = at->offset;
+        }
         at->behind_damage = at->damaged = true;
-        at->damage_position = at->position;
-        at->damage_offset = at->offset;
         at->position = later_position;
         at->offset = later.base_offset;
     }
@@ -503,6 +505,11 @@ static int walk(recovery *self, place *at)
         sc_mapping_release(mapping);
         if (code != SC_OK)
             return code;
+    }
+    if (cut && at->behind_damage) { /* what follows the damage was lost, so it ends the log */
+        at->position = at->damage_position;
+        at->offset = at->damage_offset;
+        at->stable_offset = -1;
     }
     if (at->in_append && !SC_CONTROL(half_append_kept)) {
         at->position = at->append_position;

@@ -190,18 +190,48 @@ def _enter_wal_mode(connection: sqlite3.Connection) -> None:
             time.sleep(0.01)
 
 
-@contextlib.contextmanager
-def _ended(connection: sqlite3.Connection) -> Iterator[None]:
+class _Ended:
     """Commits, or rolls back behind any exception, that of the commit included: SQLite then keeps some transactions
     open, and has ended others by itself."""
-    try:
-        yield
-        connection.execute("commit")
-    except BaseException:
-        if connection.in_transaction:
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._roll_back()
+            return
+        try:
+            self._connection.execute("commit")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):  # what was wrong first is what is told
-                connection.execute("rollback")
-        raise
+                self._connection.execute("rollback")
+
+
+class _Translated:
+    """Errors of SQLite in the block are raised as those of streamcore."""
+
+    __slots__ = ("_catalog",)
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None and (translated := self._catalog.translated(error)) is not None:
+            raise translated from error
 
 
 class Catalog:
@@ -241,7 +271,7 @@ class Catalog:
                 raise StorageError(errno.EMLINK, names, str(path))
 
     def _open_writable(self) -> sqlite3.Connection:
-        with self._translated():
+        with _Translated(self):
             self._check_files()
             disk = os.statvfs(self.path.parent)
             small_blocks = disk.f_frsize < mmap.PAGESIZE and not disk.f_flag & os.ST_RDONLY
@@ -258,7 +288,7 @@ class Catalog:
                 if small_blocks:
                     self._reserve_shm(connection)
                 connection.execute("begin immediate")
-                with _ended(connection):
+                with _Ended(connection):
                     if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
                         for statement in _TABLES.split(";\n"):
                             connection.execute(statement)
@@ -410,7 +440,7 @@ class Catalog:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """The connection, for queries: of a store opened for reading, of what the catalog is now."""
-        with self._lock, self._translated():
+        with self._lock, _Translated(self):
             if self._connection is not None:
                 yield self._connection
                 return
@@ -442,28 +472,23 @@ class Catalog:
                 connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
                 self._durable = durable
             connection.execute("begin immediate")
-            with _ended(connection):
+            with _Ended(connection):
                 yield connection
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.OperationalError as error:
+    def translated(self, error: BaseException) -> StreamcoreError | None:
+        """The error of streamcore for one of SQLite or of the system; None for any other."""
+        if isinstance(error, sqlite3.IntegrityError | StreamcoreError):
+            return None
+        if isinstance(error, sqlite3.OperationalError):
             # no such table or column; text that is not UTF-8, which has no code
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR:
-                raise CorruptionError(f"the catalog is damaged ({error})", str(self.path)) from error
-            raise StorageError(
-                self._errno_of(error), f"the catalog cannot be used ({error})", str(self.path)
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise CorruptionError(f"the catalog is damaged ({error})", str(self.path)) from error
-        except StreamcoreError:
-            raise
-        except OSError as error:
-            raise StorageError(error.errno or 0, "the catalog cannot be used", str(self.path)) from error
+                return CorruptionError(f"the catalog is damaged ({error})", str(self.path))
+            return StorageError(self._errno_of(error), f"the catalog cannot be used ({error})", str(self.path))
+        if isinstance(error, sqlite3.DatabaseError):
+            return CorruptionError(f"the catalog is damaged ({error})", str(self.path))
+        if isinstance(error, OSError):
+            return StorageError(error.errno or 0, "the catalog cannot be used", str(self.path))
+        return None
 
     def _errno_of(self, error: sqlite3.OperationalError) -> int:
         """What the operating system says, which SQLite keeps to itself; 0 when that is nothing."""
