@@ -94,6 +94,7 @@ create table settings (key text primary key, value text not null) without rowid;
 """
 
 
+_STATEMENTS = "select name, sql from sqlite_schema where type = 'table' and name not like 'sqlite_%'"
 _COLUMNS = """
 select s.name, c.name, lower(c.type), c."notnull", c.pk from sqlite_schema s, pragma_table_info(s.name) c
 where s.type = 'table' and s.name not like 'sqlite_%' order by s.rowid, c.cid
@@ -113,11 +114,11 @@ def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
 
 
 @functools.cache
-def _columns_made_by(statements: str) -> dict[str, list[tuple[str, str, int, int]]]:
-    """By table: name, type, required, and place in the key of its columns."""
+def _made_by(statements: str) -> tuple[dict[str, str], dict[str, list[tuple[str, str, int, int]]]]:
+    """By table, how SQLite writes the statement down; and of its columns name, type, required, and place in the key."""
     with contextlib.closing(sqlite3.connect(":memory:")) as model:
         model.executescript(statements)
-        return _columns_of(model)
+        return dict(model.execute(_STATEMENTS).fetchall()), _columns_of(model)
 
 
 def _columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, int, int]]]:
@@ -417,12 +418,13 @@ class Catalog:
         """
         if statements in self._checked:
             return
-        wanted = _columns_made_by(statements)
+        written, wanted = _made_by(statements)
         with self.reading() as connection:
-            everything = _columns_of(connection)
-            found = {table: everything[table] for table in wanted if table in everything}
-            for table, columns in found.items():
-                if _without_required(columns) != _without_required(wanted[table]):
+            found = {table: sql for table, sql in connection.execute(_STATEMENTS).fetchall() if table in wanted}
+            is_ours = found.items() <= written.items()  # else of another version, or of somebody else
+            columns = {} if is_ours else _columns_of(connection)
+            for table in () if is_ours else found:
+                if _without_required(columns.get(table, [])) != _without_required(wanted[table]):
                     raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
             conditions = [
                 f"select '{table}' where exists (select 1 from {table} where {_misfits(wanted[table])}"
