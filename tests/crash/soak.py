@@ -72,7 +72,7 @@ class Report(NamedTuple):
 
     @property
     def growing(self) -> list[Growth]:
-        """What is not flat. The memory of the observer is not judged: pytest's, and what it keeps of the run, are in it."""
+        """What is not flat. The observer's memory is not judged: pytest's is in it, and what it keeps of the run."""
         return [growth for growth in self.growths if not growth.is_flat and growth.name != "anonymous of the observer"]
 
     def as_json(self) -> str:
