@@ -248,11 +248,8 @@ static int summarize_headers(sc_segment *segment, sc_mapping *mapping, int64_t e
     *summary = (sc_summary){.size = position, .min_timestamp = INT64_MAX, .max_timestamp = INT64_MIN};
     while (offset < end_offset) {
         sc_look look = sc_segment_look(mapping, position, mapping->size, false, &unused);
-        bool fits = look.state == SC_BATCH_GOOD && look.header.base_offset == offset;
-        if (!fits || look.header.last_offset >= end_offset) {
-            look.why = fits ? sc_segment_too_far : (look.state == SC_BATCH_BAD ? look.why : "records are missing here");
+        if (!sc_segment_goes_on(&look, offset, end_offset))
             return sc_segment_fail(segment, &look, offset, position, error);
-        }
         if (look.header.record_count > 0)
             sc_segment_note(segment, offset, position);
         summary->count += look.header.record_count;

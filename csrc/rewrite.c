@@ -277,11 +277,8 @@ static int next_inside(sc_rewrite *self, sc_batch *batch, sc_error *error)
         bool over = look.state == SC_BATCH_NONE || look.state == SC_BATCH_MARKER;
         if (over && self->offset == self->end_offset)
             return SC_END;
-        bool fits = look.state == SC_BATCH_GOOD && look.header.base_offset == self->offset;
-        if (!fits || look.header.last_offset >= self->end_offset) {
-            look.why = fits ? sc_segment_too_far : (look.state == SC_BATCH_BAD ? look.why : "records are missing here");
+        if (!sc_segment_goes_on(&look, self->offset, self->end_offset))
             return sc_segment_fail(self->segment, &look, self->offset, position, error);
-        }
         int code = pass(self, &look.header, &found, error);
         if (code != SC_OK)
             return code;

@@ -242,6 +242,18 @@ sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool
     return self.look;
 }
 
+bool sc_segment_goes_on(sc_look *look, int64_t offset, int64_t end_offset)
+{
+    bool follows = look->state == SC_BATCH_GOOD && look->header.base_offset == offset;
+    if (follows && look->header.last_offset < end_offset)
+        return true;
+    if (follows)
+        look->why = sc_segment_too_far;
+    else if (look->state != SC_BATCH_BAD)
+        look->why = "records are missing here";
+    return false;
+}
+
 void sc_segment_batch(const sc_segment *segment, sc_mapping *mapping, const sc_header *header, int64_t position,
                       uint32_t partition, sc_batch *batch)
 {

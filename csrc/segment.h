@@ -78,6 +78,9 @@ typedef struct sc_look {
     bool unreadable; /* the file could not be read there */
 } sc_look;
 
+/* Whether the batch there begins at `offset` and ends below `end_offset`; look->why says why not. */
+bool sc_segment_goes_on(sc_look *look, int64_t offset, int64_t end_offset);
+
 /* Looks at the message at `position`, no further than `end`; with `verify` at its body too, once per process. */
 sc_look sc_segment_look(sc_mapping *mapping, int64_t position, int64_t end, bool verify, int64_t *bytes_verified);
 /* A message that sc_segment_look found good, as a batch of which all rows are wanted. The mapping is borrowed. */
