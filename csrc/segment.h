@@ -64,8 +64,6 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
 
 /* Binds the object to the file that has its name now, unless it is bound. The caller holds the mutex. */
 void sc_segment_bind(sc_segment *segment);
-/* What is wrong with a batch whose last offset is not below the next segment's name. */
-extern const char sc_segment_too_far[];
 /* Whether the file to which it is bound, if it is, still has its name: it may have been replaced. */
 bool sc_segment_is_current(sc_segment *segment);
 bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat);
@@ -78,6 +76,8 @@ typedef struct sc_look {
     bool unreadable; /* the file could not be read there */
 } sc_look;
 
+/* What is wrong with a batch whose last offset is not below the next segment's name. */
+extern const char sc_segment_too_far[];
 /* Whether the batch there begins at `offset` and ends below `end_offset`; look->why says why not. */
 bool sc_segment_goes_on(sc_look *look, int64_t offset, int64_t end_offset);
 

@@ -101,11 +101,14 @@ where s.type = 'table' and s.name not like 'sqlite_%' order by s.rowid, c.cid
 """
 
 
-def _without_required(columns: list[tuple[str, str, int, int]]) -> list[tuple[str, str, int]]:
+_Columns = list[tuple[str, str, int, int]]  # name, type, required, and place in the key
+
+
+def _without_required(columns: _Columns) -> list[tuple[str, str, int]]:
     return [(name, kind, key) for name, kind, _, key in columns]
 
 
-def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
+def _misfits(columns: _Columns) -> str:
     """What is true of a row with a value of another type than its column."""
     return " or ".join(
         f"typeof({name}) not in ({_TYPES[kind]}" + (")" if required or key else ", 'null')")
@@ -114,15 +117,15 @@ def _misfits(columns: list[tuple[str, str, int, int]]) -> str:
 
 
 @functools.cache
-def _made_by(statements: str) -> tuple[dict[str, str], dict[str, list[tuple[str, str, int, int]]]]:
-    """By table, how SQLite writes the statement down; and of its columns name, type, required, and place in the key."""
+def _made_by(statements: str) -> tuple[dict[str, str], dict[str, _Columns]]:
+    """By table, how SQLite writes the statement down, and its columns."""
     with contextlib.closing(sqlite3.connect(":memory:")) as model:
         model.executescript(statements)
         return dict(model.execute(_STATEMENTS).fetchall()), _columns_of(model)
 
 
-def _columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, int, int]]]:
-    found: dict[str, list[tuple[str, str, int, int]]] = {}
+def _columns_of(connection: sqlite3.Connection) -> dict[str, _Columns]:
+    found: dict[str, _Columns] = {}
     for table, *column in connection.execute(_COLUMNS):
         found.setdefault(table, []).append(tuple(column))
     return found
@@ -421,23 +424,31 @@ class Catalog:
         written, wanted = _made_by(statements)
         with self.reading() as connection:
             found = {table: sql for table, sql in connection.execute(_STATEMENTS).fetchall() if table in wanted}
-            is_ours = found.items() <= written.items()  # else of another version, or of somebody else
-            columns = {} if is_ours else _columns_of(connection)
-            for table in () if is_ours else found:
-                if _without_required(columns.get(table, [])) != _without_required(wanted[table]):
-                    raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
-            conditions = [
-                f"select '{table}' where exists (select 1 from {table} where {_misfits(wanted[table])}"
-                + (f" or ({sense[table]}) is not true)" if table in sense else ")")
-                for table in found
-            ]
-            wrong = connection.execute(" union all ".join(conditions)).fetchone() if conditions else None
-            if wrong is not None:
-                raise CorruptionError(
-                    f"the catalog's table {wrong[0]} has a row that no streamcore has written", str(self.path)
-                )
+            if not found.items() <= written.items():  # of another version, or of somebody else
+                self._check_columns(connection, {table: wanted[table] for table in found})
+            self._check_rows(connection, {table: wanted[table] for table in found}, sense)
         if len(found) == len(wanted):
             self._checked.add(statements)
+
+    def _check_columns(self, connection: sqlite3.Connection, wanted: Mapping[str, _Columns]) -> None:
+        found = _columns_of(connection)
+        for table, columns in wanted.items():
+            if _without_required(found.get(table, [])) != _without_required(columns):
+                raise CorruptionError(f"the catalog's table {table} is not the one of streamcore", str(self.path))
+
+    def _check_rows(
+        self, connection: sqlite3.Connection, tables: Mapping[str, _Columns], sense: Mapping[str, str]
+    ) -> None:
+        questions = [
+            f"select '{table}' where exists (select 1 from {table} where {_misfits(columns)}"
+            + (f" or ({sense[table]}) is not true)" if table in sense else ")")
+            for table, columns in tables.items()
+        ]
+        wrong = connection.execute(" union all ".join(questions)).fetchone() if questions else None
+        if wrong is not None:
+            raise CorruptionError(
+                f"the catalog's table {wrong[0]} has a row that no streamcore has written", str(self.path)
+            )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
