@@ -1,0 +1,104 @@
+"""Where a tier is: an address, and what else it takes to get there. What is secret never goes into a catalog."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from streamcore.tier.folder import FolderObjects
+from streamcore.tier.objects import Objects, Retries
+
+SCHEMES = ("file", "memory", "s3", "gs", "az")
+KEPT_OPTIONS = frozenset(
+    (
+        *("endpoint", "region", "allow_http", "virtual_hosted_style_request", "skip_signature"),
+        *("account_name", "use_emulator", "deadline_s", "timeout_s"),
+    )
+)
+_OURS = ("deadline_s", "timeout_s", "allow_http", "client_options", "credential_provider")
+_TIMEOUT_S = 30.0
+_memories: dict[str, Any] = {}  # what was put into memory:// stays for the life of the process
+_memories_lock = threading.Lock()
+
+
+def check_address(url: Any) -> str:
+    """An address without a slash at its end. Raises TypeError and ValueError for what is none, or has a secret."""
+    if not isinstance(url, str):
+        raise TypeError(f"the address of a tier is {type(url).__name__}; a str is needed")
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no address of a tier: {error}") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            f"the address of a tier is a place alone, {parts.scheme}://…: keys and tokens come from the environment, "
+            "a credential provider or tier_options"
+        )
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"{url!r} is no address of a tier; {', '.join(s + '://…' for s in SCHEMES)} are allowed")
+    if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
+        raise ValueError(f"{url!r} names no folder; file:///path/to/folder is needed")
+    if parts.scheme in ("s3", "gs", "az") and not parts.netloc:
+        raise ValueError(f"{url!r} names no bucket; {parts.scheme}://bucket/prefix is needed")
+    return url.rstrip("/") if parts.path or parts.netloc else url
+
+
+def check_kept(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a catalog may keep. Raises ValueError for the others, secrets among them."""
+    for name in options:
+        if name not in KEPT_OPTIONS:
+            raise ValueError(
+                f"the option {name!r} is not kept in a catalog, where everybody can read it; "
+                f"{', '.join(sorted(KEPT_OPTIONS))} are. Give it to sc.open(…, tier_options=…) or in the environment"
+            )
+    return dict(options)
+
+
+def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
+    """The objects at an address.
+
+    options: what obstore takes as configuration of the kind of place (`endpoint`, `region`, `access_key_id`, …), its
+    `client_options` and `credential_provider`, and of ours `deadline_s` (of each call, attempts and pauses included,
+    default 60), `timeout_s` (of one request, default 30) and `allow_http`.
+    """
+    address = check_address(url)
+    given = dict(options or {})
+    deadline_s = _seconds(given, "deadline_s", Retries.deadline_s)
+    timeout_s = _seconds(given, "timeout_s", _TIMEOUT_S)
+    retries = Retries(deadline_s, min(0.1, deadline_s / 10), min(5.0, deadline_s))
+    if address.startswith("file:"):
+        if extra := set(given) - {"deadline_s", "timeout_s"}:
+            raise ValueError(f"a folder has no option {min(extra)!r}; deadline_s is allowed")
+        return FolderObjects(address, retries)
+    try:
+        import obstore.store as stores
+    except ImportError:
+        scheme = address.split(":")[0]
+        raise ImportError(f"a tier at {scheme}:// needs obstore: pip install 'streamcore[tier]'") from None
+    from streamcore.tier.remote import RemoteObjects
+
+    if address.startswith("memory:"):
+        with _memories_lock:
+            return RemoteObjects(address, retries, _memories.setdefault(address, stores.MemoryStore()))
+    client: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout_s), **given.get("client_options", {})}
+    if given.get("allow_http") or str(given.get("endpoint", "")).startswith("http://"):
+        client["allow_http"] = True
+    made: Any = stores.from_url  # which takes other types for each kind of place
+    store = made(
+        address,
+        config={name: value for name, value in given.items() if name not in _OURS},
+        client_options=client,
+        retry_config={"max_retries": 0},  # the attempts are ours, so that they are seen and counted
+        credential_provider=given.get("credential_provider"),
+    )
+    return RemoteObjects(address, retries, store)
+
+
+def _seconds(options: dict[str, Any], name: str, default: float) -> float:
+    value = options.pop(name, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 86400:
+        raise ValueError(f"{name} is {value!r}; seconds above 0 and below 86400 are allowed")
+    return float(value)
