@@ -64,7 +64,7 @@ class Info(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
-    """How long a call is tried, in seconds, and the bounds of the pauses ("full jitter": any length up to the bound)."""
+    """How long a call is tried, in seconds, and the bounds of the pauses: any length up to them ("full jitter")."""
 
     deadline_s: float = 60.0
     first_pause_s: float = 0.1
