@@ -146,6 +146,48 @@ int sc_partition_delete_before(sc_topic *topic, uint32_t number, int64_t offset,
     return code;
 }
 
+/* ---- beginning elsewhere ----------------------------------------------------------------------------------- */
+
+static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version, sc_error *error)
+{
+    sc_partition *partition;
+    sc_tail tail;
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    int code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK)
+        code = sc_partition_lock(partition, error);
+    if (code != SC_OK)
+        return code;
+    code = sc_partition_locked_tail(partition, &tail, error);
+    if (code == SC_OK && (tail.segment_base >= 0 || tail.end_offset != 0 || offset < 0)) {
+        code = sc_fail(error, SC_RANGE, "partition %u has offsets %lld to %lld: it cannot begin at %lld",
+                       (unsigned)number, (long long)tail.start_offset, (long long)tail.end_offset, (long long)offset);
+        error->offset = tail.start_offset;
+        error->position = tail.end_offset;
+    }
+    if (code == SC_OK) {
+        tail.start_offset = tail.end_offset = tail.durable_offset = tail.stable_offset = offset;
+        tail.schema_version = schema_version;
+        tail.sealed = 1; /* there is nothing to seal */
+        code = sc_partition_roll_locked(partition, &tail, error);
+    }
+    if (code == SC_OK)
+        code = sc_partition_append_empty(partition, &tail, error);
+    sc_partition_unlock(partition);
+    return code == SC_OK ? make_note_durable(partition, &tail, error) : code;
+}
+
+int sc_partition_begin(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version, sc_error *error)
+{
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    code = begin_inside(topic, number, offset, schema_version, error);
+    sc_topic_leave(topic);
+    return code;
+}
+
 /* ---- rolling ----------------------------------------------------------------------------------------------- */
 
 static int roll_inside(sc_topic *topic, uint32_t number, int64_t *base_offset, sc_error *error)

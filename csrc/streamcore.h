@@ -268,6 +268,10 @@ typedef struct sc_removal {
  * `removal` counts what was removed also when the call fails. */
 int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
                                sc_error *error);
+/* Has a log that never had a record begin at an offset, durably: what lies before it is elsewhere. SC_RANGE when it has
+ * a segment already. */
+int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version, sc_error *error);
+
 /* Seals the active segment, if it has records, and makes a new one. *base_offset: of the segment that is active now,
  * -1: the log has none. */
 int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error);

@@ -54,6 +54,11 @@ SECTIONS = (
     ("Opening a store", streamcore, ("open",)),
     ("Store", streamcore, ("Store",)),
     ("Topic", streamcore, ("Topic", "TopicConfig")),
+    (
+        "The tier",
+        streamcore,
+        ("Tier", "TierStatus", "PartitionStatus", "Offloaded", "Collected", "restore", "Restored", "open_tier"),
+    ),
     ("Producer", streamcore, ("Producer",)),
     ("Scan and records", streamcore, ("Scan", "Record")),
     (
@@ -119,19 +124,26 @@ INHERITED = {"Producer": ("send",)}
 # Public only because the package's own classes call each other through them; as is what says "called by".
 PLUMBING = {
     "Producer": {"find_topic", "is_worker", "plan_topic", "raise_failures"},
-    "Store": {"check_open", "consuming", "forget"},
+    "Store": {"call_when_closed", "check_open", "check_tiered", "consuming", "forget", "look_for_tier"},
     "Topic": {
         "append_sealed",
+        "cold",
+        "delete_local",
         "durable_target",
+        "extents",
         "folder",
         "note_appended",
         "open",
         "open_rewrite",
+        "local_start",
         "partition_count",
+        "row",
         "send_plan",
         "verify_partition",
         "versions",
     },
+    "Scan": {"begin", "prefetch"},
+    "Tier": {"check_owner", "claim", "forget", "groups", "has", "log", "note_pass", "objects", "uploads"},
     "TopicConfig": {"changed", "compacts", "deletes"},
     "IngestOptions": {"meaning"},
 }

@@ -26,6 +26,7 @@ from streamcore.errors import (
     StoreFormatError,
     StoreReadOnlyError,
     StreamcoreError,
+    TierError,
     TopicExistsError,
     TopicNotFoundError,
     TransactionError,
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
     from streamcore.scan import Scan, ScanMetrics
     from streamcore.segments import Partition, Segment
     from streamcore.store import Digest, Problem, Store, open
+    from streamcore.tier.checks import Collected
+    from streamcore.tier.offload import Offloaded
+    from streamcore.tier.restore import Restored, open_tier, restore
+    from streamcore.tier.status import PartitionStatus, TierStatus
+    from streamcore.tier.tier import Tier
     from streamcore.topic import Topic
     from streamcore.transactions import Transaction
 
@@ -76,11 +82,20 @@ _HOMES = {
     "TopicConfig": "config",
     "Transaction": "transactions",
     "open": "store",
+    "Collected": "tier.checks",
+    "Offloaded": "tier.offload",
+    "PartitionStatus": "tier.status",
+    "Restored": "tier.restore",
+    "Tier": "tier.tier",
+    "TierStatus": "tier.status",
+    "open_tier": "tier.restore",
+    "restore": "tier.restore",
 }
 
 __all__ = [
     "Backoff",
     "BufferFullError",
+    "Collected",
     "CommittedOffset",
     "Consumer",
     "ConsumerMetrics",
@@ -92,8 +107,10 @@ __all__ = [
     "GroupError",
     "Lost",
     "Member",
+    "Offloaded",
     "OffsetOutOfRangeError",
     "Partition",
+    "PartitionStatus",
     "Problem",
     "Processed",
     "Producer",
@@ -101,6 +118,7 @@ __all__ = [
     "Record",
     "RecordTooLargeError",
     "Removed",
+    "Restored",
     "RetentionReport",
     "Rewritten",
     "Scan",
@@ -113,6 +131,9 @@ __all__ = [
     "StoreFormatError",
     "StoreReadOnlyError",
     "StreamcoreError",
+    "Tier",
+    "TierError",
+    "TierStatus",
     "Topic",
     "TopicConfig",
     "TopicExistsError",
@@ -122,6 +143,8 @@ __all__ = [
     "TransactionError",
     "__version__",
     "open",
+    "open_tier",
+    "restore",
 ]
 
 

@@ -184,6 +184,8 @@ cdef extern from "streamcore.h" nogil:
 
     int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
                                    sc_error *error)
+    int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version,
+                           sc_error *error)
     int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error)
     int sc_partition_rewrites(sc_topic *, uint32_t, uint32_t *, sc_error *)
     int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)

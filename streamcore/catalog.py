@@ -255,6 +255,11 @@ class Catalog:
         with self.reading() as connection:
             self._check_format(connection)
 
+    @property
+    def writable(self) -> bool:
+        """Whether the store was opened for writing."""
+        return self._writable
+
     # ---- connections ----
 
     def _check_files(self) -> None:
@@ -411,6 +416,11 @@ class Catalog:
                 for statement in statements.split(";\n"):
                     connection.execute(statement)
             self.check_tables(statements, sense)
+
+    def has_table(self, name: str) -> bool:
+        """Whether a table was made."""
+        with self.reading() as connection:
+            return bool(connection.execute("select 1 from sqlite_schema where name = ?", (name,)).fetchone())
 
     def check_tables(self, statements: str, sense: Mapping[str, str]) -> None:
         """Looks at what is there of the tables of one concept, once per open store.
@@ -649,6 +659,11 @@ class Catalog:
             for name in names - {folder for (folder,) in connection.execute("select folder from topics")}:
                 with contextlib.suppress(OSError):  # one with files may be of a catalog that was put back
                     (topics_path / name).rmdir()
+
+    def copy_to(self, path: Path) -> None:
+        """Writes what the catalog says at one moment into a new database, without the space it does not use."""
+        with self.reading() as connection:
+            connection.execute("vacuum into ?", (str(path),))
 
     # ---- other state ----
 

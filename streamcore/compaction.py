@@ -195,7 +195,7 @@ class _Compaction:
         return limit
 
     def _is_gone(self, segment: Segment) -> bool:
-        return self._topic.partitions[self._partition].start_offset >= segment.end_offset
+        return self._topic.partitions[self._partition].local_start_offset >= segment.end_offset
 
     @staticmethod
     def _is_compressed(rewrite: _core.Rewrite) -> bool:

@@ -27,6 +27,9 @@ class TopicConfig:
     leaves records alone. compression: "none", "lz4" or "zstd". timestamp_type: "create" (the producer's time) or
     "append" (the log's). segment_bytes: a segment is rolled before it would grow past this. segment_ms: or when it is
     this old; None: never. max_record_bytes: of a key or value. durability: "os", "disk" or None (the store's).
+    tier: sealed segments are kept in the store's tier as well, where they stay as `retention_ms` and `retention_bytes`
+    say. local_retention_ms, local_retention_bytes (of each partition): how long, and how much, of what the tier has
+    stays here, too; None: all of it. tier_key_filter: objects in the tier get a Bloom filter on the keys.
     producer_expiry_ms: a partition forgets an idempotent producer that is idle this long (as Apache Kafka's
     transactional.id.expiration.ms).
     """
@@ -43,9 +46,13 @@ class TopicConfig:
     producer_expiry_ms: int = _PRODUCER_EXPIRY_MS
     delete_retention_ms: int = 86_400_000
     min_compaction_lag_ms: int = 0
+    tier: bool = False
+    local_retention_ms: int | None = None
+    local_retention_bytes: int | None = None
+    tier_key_filter: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("retention_ms", "retention_bytes", "segment_ms"):
+        for name in ("retention_ms", "retention_bytes", "segment_ms", "local_retention_ms", "local_retention_bytes"):
             _check_int(name, getattr(self, name), 1, (1 << 62), optional=True)
         for name in ("delete_retention_ms", "min_compaction_lag_ms"):
             _check_int(name, getattr(self, name), 0, (1 << 62))
@@ -57,6 +64,17 @@ class TopicConfig:
         _check_choice("timestamp_type", self.timestamp_type, ("create", "append"))
         if self.durability is not None:
             check_durability(self.durability)
+        self._check_tier()
+
+    def _check_tier(self) -> None:
+        for name in ("tier", "tier_key_filter"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; True or False is needed")
+        if self.tier and self.compacts:
+            raise ValueError(f"cleanup is {self.cleanup!r}; a topic with tier=True cannot be compacted (as in KIP-405)")
+        for name in ("local_retention_ms", "local_retention_bytes"):
+            if getattr(self, name) is not None and not self.tier:
+                raise ValueError(f"{name} is {getattr(self, name)}, which needs tier=True: what goes must be elsewhere")
 
     @property
     def deletes(self) -> bool:
@@ -100,6 +118,10 @@ class TopicSettings(TypedDict, total=False):
     producer_expiry_ms: int
     delete_retention_ms: int
     min_compaction_lag_ms: int
+    tier: bool
+    local_retention_ms: int | None
+    local_retention_bytes: int | None
+    tier_key_filter: bool
 
 
 def check_durability(durability: Any) -> str:

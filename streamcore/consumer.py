@@ -163,11 +163,15 @@ class Consumer:
             with self._lock:
                 seen = self._local.count()
                 self._update()
-                found = self._fetcher.take(max_records)
+                cold = self._fetcher.to_fetch(in_loop=False)
+                found = [] if cold is not None else self._fetcher.take(max_records)
                 if found:
                     return found
                 waits = self._fetcher.waits()
             left_ms = _left_ms(deadline_s)
+            if cold is not None:
+                await asyncio.to_thread(cold)
+                continue
             if left_ms == 0:
                 return []
             await self._wait_async(waits, seen, left_ms)
@@ -192,7 +196,8 @@ class Consumer:
                 seen = self._local.count()
                 if self.closed:
                     return None
-                records = self._advance(ended, in_loop=False)
+                self._begin_advance(ended)
+                records = self._fetcher.next_records(in_loop=False)
                 if records is not None:
                     return records
                 waits = self._fetcher.waits()
@@ -206,16 +211,20 @@ class Consumer:
                 seen = self._local.count()
                 if self.closed:
                     return None
-                records = self._advance(ended, in_loop=True)
+                self._begin_advance(ended)
+                cold = self._fetcher.to_fetch(in_loop=True)
+                records = None if cold is not None else self._fetcher.next_records(in_loop=True)
                 if records is not None:
                     return records
                 waits = self._fetcher.waits()
-            await self._wait_async(waits, seen, None)
+            if cold is not None:
+                await asyncio.to_thread(cold)
+            else:
+                await self._wait_async(waits, seen, None)
 
-    def _advance(self, ended: _core.Records | None, *, in_loop: bool) -> _core.Records | None:
+    def _begin_advance(self, ended: _core.Records | None) -> None:
         self._fetcher.finish(ended)
         self._update()
-        return self._fetcher.next_records(in_loop=in_loop)
 
     def _update(self) -> None:
         """Does what must be done before records are handed out. What was handed out before counts as processed."""

@@ -110,6 +110,22 @@ class TransactionError(StreamcoreError):
     """A transaction does not allow this now."""
 
 
+class TierError(StreamcoreError):
+    """The object store of a tier said no, did not answer in time, or has something else than was put there: `url`.
+
+    `transient`: it was tried until the deadline, and may go another time.
+    """
+
+    def __init__(self, message: str, url: str, transient: bool = False) -> None:
+        super().__init__(f"{message} ({url})")
+        self.message = message
+        self.url = url
+        self.transient = transient
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.message, self.url, self.transient)
+
+
 class BufferFullError(StreamcoreError):
     """A producer's `buffer_bytes` are in use: for longer than `max_block_ms`, or the caller chose not to wait."""
 

@@ -8,9 +8,12 @@ behind transaction markers and offsets that compaction left without a record.
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,12 +22,14 @@ import pyarrow as pa
 from streamcore import _core, groups
 from streamcore.assignment import Key
 from streamcore.consumer_config import ConsumerConfig, Isolation
-from streamcore.errors import OffsetOutOfRangeError, TopicNotFoundError
+from streamcore.errors import OffsetOutOfRangeError, StreamcoreError, TopicNotFoundError
 from streamcore.groups import Place
 from streamcore.positions import Positions
 from streamcore.schema import RECORD_COLUMNS
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from streamcore.topic import Topic
 
 Legs = dict[int, tuple[int, int]]  # {partition: (position, end)}, in the order in which they are read
@@ -72,6 +77,7 @@ class Fetcher:
         self._before_poll: dict[Key, int] | None = None
         self._active: dict[str, list[int]] = {}
         self._order: collections.deque[str] = collections.deque()
+        self._fetched: dict[Key, int] = {}  # up to where it was asked of the tier
         self._ends: dict[Key, int] = {}  # end offsets as they were when there was nothing to read
 
     # ---- records ----
@@ -205,6 +211,27 @@ class Fetcher:
         self._before_poll = None
         self.replan()
 
+    # ---- what is in the tier alone ----
+
+    def to_fetch(self, *, in_loop: bool) -> Callable[[], None] | None:
+        """What an event loop has a thread do before `take` and `next_records`, which would wait for the tier otherwise.
+
+        None: there is nothing to wait for.
+        """
+        if self._fetch is not None:
+            return None
+        wanted: list[tuple[Topic, int, int, int]] = []
+        for topic_id, partitions in self._active.items():
+            topic = self._positions.topics[topic_id]
+            for partition in partitions if topic.cold is not None else ():
+                key = (topic_id, partition)
+                position, local = self._positions.offsets[key], topic.local_start(partition)
+                if position < local and position >= self._fetched.get(key, 0):
+                    end = min(local, position + (_FETCH_OFFSETS_ASYNC if in_loop else _FETCH_OFFSETS))
+                    self._fetched[key] = end
+                    wanted.append((topic, partition, position, end))
+        return functools.partial(_fetch, wanted, self._config.isolation) if wanted else None
+
     # ---- what is read when ----
 
     def replan(self) -> None:
@@ -283,6 +310,17 @@ class Fetcher:
             position, partition, topic.name, start, end, found,
         )  # fmt: skip
         return found
+
+
+def _fetch(wanted: list[tuple[Topic, int, int, int]], isolation: Isolation) -> None:
+    """Waits for the tier. What fails is told to who asks for the records."""
+    import concurrent.futures
+
+    futures: list[Future[pa.Table]] = []
+    for topic, partition, start, end in wanted:
+        with contextlib.suppress(StreamcoreError, OSError):
+            futures += topic.scan(partition, start, end, isolation=isolation).begin()
+    concurrent.futures.wait(futures)
 
 
 def empty_table(topic: Topic | None, subscription: list[str]) -> pa.Table:

@@ -291,6 +291,14 @@ def _consolidate(store: Store, stop: Stop) -> dict[str, int]:
     return _rewritten(_of_topics(store, stop, lambda topic: topic.consolidate(None, BYTES_PER_SECOND, stop)))
 
 
+def _tier(store: Store, stop: Stop) -> dict[str, int]:
+    if store.tier is None:
+        return {}
+    from streamcore.tier import upkeep
+
+    return upkeep.keep(store, store.tier, stop)
+
+
 def _of_topics(store: Store, stop: Stop, work: Callable[[Topic], _Done]) -> list[_Done]:
     """Topic by topic, until it is time to stop. One that was deleted meanwhile has nothing left to do.
 
@@ -328,4 +336,5 @@ TASKS = (
     Task("retention", _retain),
     Task("compaction", _compact),
     Task("consolidation", _consolidate),
+    Task("tier", _tier),
 )

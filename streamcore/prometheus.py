@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from streamcore.stats import Histogram, StoreStats, TopicStats
     from streamcore.store import Store
+    from streamcore.tier.status import TierStatus
 
 _TOPIC_GAUGES = {
     "partitions": "Partitions of a topic.",
@@ -61,6 +62,8 @@ class StoreCollector(Collector):
         yield from _topic_metrics(stats.topics)
         yield from _group_metrics(stats)
         yield from _maintenance_metrics(stats)
+        if stats.tier is not None:
+            yield from _tier_metrics(stats.tier)
 
 
 def _topic_metrics(topics: tuple[TopicStats, ...]) -> Iterator[Metric]:
@@ -113,6 +116,29 @@ def _maintenance_metrics(stats: StoreStats) -> Iterator[Metric]:
     for task in stats.maintenance:
         seconds.add_metric([task.task], task.last_seconds)
     yield seconds
+
+
+def _tier_metrics(tier: TierStatus) -> Iterator[Metric]:
+    for name, text in {
+        "objects": "Objects in the tier.",
+        "records": "Records in the tier.",
+        "object_bytes": "Bytes of objects in the tier.",
+        "pending_segments": "Sealed segments that are not in the tier yet.",
+        "pending_bytes": "Bytes of sealed segments that are not in the tier yet.",
+    }.items():
+        gauge = GaugeMetricFamily(f"streamcore_tier_{name}", text, labels=["topic", "partition"])
+        for one in tier.partitions:
+            gauge.add_metric([one.topic, str(one.partition)], getattr(one, name))
+        yield gauge
+    requests = CounterMetricFamily(
+        "streamcore_tier_requests", "Requests to the tier by this process; got and put are bytes.", labels=["request"]
+    )
+    for name, count in tier.requests.items():
+        requests.add_metric([name], count)
+    yield requests
+    failing = GaugeMetricFamily("streamcore_tier_failing", "1: the last background work of this process failed.")
+    failing.add_metric([], int(tier.last_error is not None))
+    yield failing
 
 
 class Endpoint:

@@ -61,6 +61,10 @@ def apply_retention(topic: Topic, now_ms: int | None = None) -> RetentionReport:
     """
     config = topic.config
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    if topic.cold is not None and topic.store.tier is not None:
+        from streamcore.tier import keeping
+
+        return keeping.apply_retention(topic, topic.store.tier, topic.cold, now)
     if not config.deletes or (config.retention_ms is None and config.retention_bytes is None):
         return RetentionReport()
     removed, future = [], 0

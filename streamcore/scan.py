@@ -16,9 +16,12 @@ from streamcore.columns import microseconds
 from streamcore.errors import OffsetOutOfRangeError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import pandas as pd
     import polars as pl
 
+    from streamcore.tier.log import TierLog
     from streamcore.topic import Topic
 
 SimpleBound = int | datetime.datetime | Literal["earliest", "latest"]
@@ -43,6 +46,10 @@ class Leg:
     def by_time(self) -> bool:
         """Whether times bound it."""
         return self.low != _LOW or self.high != _HIGH
+
+    def part(self, start: int, end: int) -> Leg:
+        """Some of its offsets."""
+        return dataclasses.replace(self, start=start, end=end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +166,10 @@ class Projection:
         self.schema = pa.schema(fields)
         self._native: dict[int, tuple[_core.Columns, list[int], pa.Schema]] = {}
 
+    def version(self, number: int) -> schema.SchemaVersion:
+        """A version of the topic's schema."""
+        return self._versions[number]
+
     def native(self, version: int) -> tuple[_core.Columns, list[int], pa.Schema]:
         """For batches of one version: the core's columns, the places of those in the output, and their schema."""
         if version not in self._native:
@@ -217,7 +228,9 @@ class Scan:
         limit: int | None,
         verify: bool,
         committed: bool = True,
+        cold: TierLog | None = None,
     ) -> None:
+        self._cold = cold
         self._topic = topic
         self._core = core
         self._versions = dict(versions)
@@ -298,6 +311,7 @@ class Scan:
             self._limit,
             self._verify,
             self._committed,
+            self._cold,
         )
 
     # ---- Arrow ----
@@ -324,17 +338,54 @@ class Scan:
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Record batches, at most as many records as in a stored batch each."""
+        """Record batches, at most as many records as in a stored batch each; of the tier, as in a row group."""
         left = self._limit
+        found = self._local_batches() if self._cold is None else self._all_batches(self._cold)
+        for made in found if left != 0 else ():
+            if left is not None:
+                made = made.slice(0, left)
+                left -= made.num_rows
+            if made.num_rows:
+                yield made
+            if left == 0:
+                return
+
+    def _local_batches(self) -> Iterator[pa.RecordBatch]:
         for group in _groups(self._legs):
-            scan = self._open(group, -1 if left is None else left)
-            while left != 0 and (batch := scan.next_batch()) is not None:
-                made = self._import(scan, batch, group[0])
-                if left is not None:
-                    made = made.slice(0, left)
-                    left -= made.num_rows
-                if made.num_rows:
-                    yield made
+            scan = self._open(group, -1 if self._limit is None else self._limit)
+            while (batch := scan.next_batch()) is not None:
+                yield self._import(scan, batch, group[0])
+
+    def _all_batches(self, cold: TierLog) -> Iterator[pa.RecordBatch]:
+        """What is in the tier alone, then what is here; in turn, should that go there meanwhile."""
+        for leg in self._legs:
+            position = leg.start
+            while position < leg.end:
+                local = self._local_start(leg.partition)
+                if position < local:
+                    end = min(local, leg.end)
+                    yield from cold.batches(leg.part(position, end), self._projection)
+                    position = end
+                    continue
+                try:
+                    for batch, behind in self._of_leg(leg, position):
+                        yield batch
+                        position = behind
+                    position = leg.end
+                except OffsetOutOfRangeError:
+                    if self._local_start(leg.partition) <= position:
+                        raise
+
+    def _of_leg(self, leg: Leg, position: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """What is here of a partition, and the offset behind each batch."""
+        part = leg.part(position, leg.end)
+        scan = self._open([part], -1 if self._limit is None else self._limit)
+        while (batch := scan.next_batch()) is not None:
+            behind = min(batch.last_offset + 1, leg.end)
+            yield self._import(scan, batch, part), behind
+
+    def _local_start(self, partition: int) -> int:
+        return self._topic.local_start(partition)
 
     def to_polars(self) -> pl.DataFrame:
         """All of it as a Polars data frame."""
@@ -350,7 +401,9 @@ class Scan:
 
     def _is_direct(self) -> bool:
         """Whether the core's own stream can serve it: nothing to filter, to decompress or to fill in."""
-        return not self._mixed and len(_groups(self._legs)) <= 1 and not any(leg.by_time for leg in self._legs)
+        if self._cold is not None or self._mixed or any(leg.by_time for leg in self._legs):
+            return False
+        return len(_groups(self._legs)) <= 1
 
     def _direct_stream(self) -> Any:
         scan = self._open(self._legs, -1 if self._limit is None else self._limit)
@@ -404,21 +457,79 @@ class Scan:
         stamps = times.view(pa.int64()).to_numpy()
         return made.filter(pa.array((stamps >= leg.low) & (stamps <= leg.high)))
 
+    def prefetch(self) -> int:
+        """Fetches what is in the tier alone into the cache on the disk: the number of row groups."""
+        return sum(cold.prefetch(leg, self._projection) for cold, leg in self._cold_legs())
+
+    def begin(self) -> list[Future[pa.Table]]:
+        """Has what is in the tier alone fetched into memory, of which there must be little."""
+        return [future for cold, leg in self._cold_legs() for future in cold.begin(leg, self._projection)]
+
+    def _cold_legs(self) -> Iterator[tuple[TierLog, Leg]]:
+        for leg in self._legs:
+            end = leg.start if self._cold is None else min(leg.end, self._local_start(leg.partition))
+            if self._cold is not None and leg.start < end:
+                yield self._cold, leg.part(leg.start, end)
+
     # ---- counts and records ----
 
     def count(self) -> int:
         """The number of records, from batch headers alone where no time bounds it."""
         if any(leg.by_time for leg in self._legs):
             return sum(batch.num_rows for batch in self._like(self._legs, ["timestamp"]).batches())
-        total = self._open(self._legs, -1).count()
+        total = self._open(self._legs, -1).count() if self._cold is None else self._count_all(self._cold)
         return total if self._limit is None else min(total, self._limit)
+
+    def _count_all(self, cold: TierLog) -> int:
+        """Of what is in the tier and of what is here."""
+        total = 0
+        for leg in self._legs:
+            local = self._local_start(leg.partition)
+            if leg.start < min(local, leg.end):
+                total += cold.count(leg.part(leg.start, min(local, leg.end)))
+            if local < leg.end:
+                here = [leg.part(max(leg.start, local), leg.end)]
+                try:
+                    total += self._open(here, -1).count()
+                except OffsetOutOfRangeError:  # it went to the tier meanwhile
+                    if self._local_start(leg.partition) <= here[0].start:
+                        raise
+                    return self._count_all(cold)
+        return total
 
     def __iter__(self) -> Iterator[_core.Record]:
         """Record objects. The `columns` of the scan do not apply to them."""
+        if self._cold is not None:
+            return self._records_of_all(self._cold)
         groups = _groups(self._legs)
         if len(groups) == 1:
             return self._records(groups[0], -1 if self._limit is None else self._limit)
         return self._records_of(groups)
+
+    def _records_of_all(self, cold: TierLog) -> Iterator[_core.Record]:
+        whole = self if self._columns is None else self._like(self._legs, None)
+        decoded = (record for leg in whole._legs for record in whole._records_of_leg(cold, leg))
+        return _core.records_of(decoded, -1 if self._limit is None else self._limit)
+
+    def _records_of_leg(self, cold: TierLog, leg: Leg) -> Iterator[_core.Record]:
+        """As `_all_batches`."""
+        position = leg.start
+        while position < leg.end:
+            local = self._local_start(leg.partition)
+            if position < local:
+                part = leg.part(position, min(local, leg.end))
+                for batch in cold.batches(part, self._projection):
+                    yield from _decode(batch, leg.partition, self._topic.name)
+                position = part.end
+                continue
+            try:
+                for record in self._records([leg.part(position, leg.end)], -1):
+                    yield record
+                    position = record.offset + 1
+                position = leg.end
+            except OffsetOutOfRangeError:
+                if self._local_start(leg.partition) <= position:
+                    raise
 
     def _records_of(self, groups: list[list[Leg]]) -> Iterator[_core.Record]:
         left = self._limit

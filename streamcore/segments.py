@@ -14,6 +14,8 @@ from streamcore.topic_handle import STALE_RETRIES, TopicHandle
 class Partition:
     """A partition at one moment. `durable_offset`: everything below it survives a loss of power.
 
+    `local_start_offset`: where what is here begins; what is before it, from `start_offset` on, is in the tier.
+
     `stable_offset`: every transaction with records below it is committed or aborted (the last stable offset of KIP-98).
     """
 
@@ -24,6 +26,7 @@ class Partition:
     size_bytes: int
     stable_offset: int
     segment_count: int
+    local_start_offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Segment:
 
 def partition_of(handle: TopicHandle, number: int) -> Partition:
     """A partition with its offsets and sizes."""
-    return Partition(number, *handle.call(partial(handle.open().describe, number, True)))
+    found = handle.call(partial(handle.open().describe, number, True))
+    return Partition(number, handle.start(number, found[0]), *found[1:], local_start_offset=found[0])
 
 
 def segments_of(handle: TopicHandle, partition: int) -> list[Segment]:

@@ -11,6 +11,7 @@ from streamcore.maintenance import TaskStats, task_stats
 if TYPE_CHECKING:
     from streamcore.groups import Group
     from streamcore.store import Store
+    from streamcore.tier.status import TierStatus
     from streamcore.topic import Topic
 
 
@@ -88,11 +89,14 @@ class StoreStats:
     topics: tuple[TopicStats, ...]
     groups: tuple[GroupStats, ...]
     maintenance: tuple[TaskStats, ...]
+    tier: TierStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as dicts, lists and numbers."""
         found = dataclasses.asdict(self)
         found["maintenance"] = [task._asdict() for task in self.maintenance]
+        if self.tier is not None:
+            found["tier"] = {**self.tier._asdict(), "partitions": [one._asdict() for one in self.tier.partitions]}
         return found
 
 
@@ -104,6 +108,7 @@ def stats_of(store: Store) -> StoreStats:
         topics=tuple(_topic_stats(topic) for topic in store.topics()),
         groups=tuple(_group_stats(group) for group in store.groups()),
         maintenance=tuple(task_stats(store.catalog)),
+        tier=None if store.tier is None else store.tier.status(),
     )
 
 

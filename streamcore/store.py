@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from streamcore.producer import Producer
     from streamcore.rebalancing import Callback
     from streamcore.stats import StoreStats
+    from streamcore.tier.tier import Tier
     from streamcore.transactions import Coordinator, Transaction
 
 Mode = Literal["r", "rw"]
@@ -87,6 +88,8 @@ def open(
     durability: Literal["os", "disk"] = "os",
     *,
     maintenance: bool = True,
+    tier: str | None = None,
+    tier_options: Mapping[str, Any] | None = None,
 ) -> Store:
     """Opens the store in a directory; with mode "rw" makes it when absent. Mode "r" never writes a byte.
 
@@ -94,10 +97,12 @@ def open(
     process and is flushed in the background within a second, "disk" returns when the drive has it.
     maintenance: whether a thread of this process takes part in the background work, every 30 s, once the store is
     appended to or consumed from; `Store.maintain` does it in any case.
+    tier: where old segments are kept of topics that are tiered: "s3://bucket/prefix", or gs, az, file or memory; it is
+    kept in the catalog. tier_options: what it takes to get there, of this process alone; see `Store.set_tier`.
 
     Raises StorageError (no such directory, no permission, not a directory) and StoreFormatError.
     """
-    return Store(path, mode, durability, maintenance=maintenance)
+    return Store(path, mode, durability, maintenance=maintenance, tier=tier, tier_options=tier_options)
 
 
 class Store:
@@ -110,6 +115,8 @@ class Store:
         durability: Literal["os", "disk"] = "os",
         *,
         maintenance: bool = True,
+        tier: str | None = None,
+        tier_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.closed = True
         if mode not in ("r", "rw"):
@@ -136,8 +143,14 @@ class Store:
         self._consuming: Consuming | None = None
         self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S if maintenance else None)
         self._producers: set[Producer] = set()
+        self._tier: Tier | None = None
+        self._tier_options = dict(tier_options or {})
+        self._knows_tier = False
+        self._when_closed: list[Callable[[], None]] = []
         self.closed = False
         _open_stores.add(self)
+        if tier is not None:
+            self._take_tier(tier)
         if mode == "rw":
             self._finish_what_was_left()
 
@@ -161,7 +174,8 @@ class Store:
         """Makes a topic. With `schema` (anything with `__arrow_c_schema__`) it is typed.
 
         settings: retention_ms, retention_bytes, cleanup, delete_retention_ms, min_compaction_lag_ms, compression,
-        timestamp_type, segment_bytes, segment_ms, max_record_bytes, durability: see TopicConfig.
+        timestamp_type, segment_bytes, segment_ms, max_record_bytes, durability, tier, local_retention_ms,
+        local_retention_bytes, tier_key_filter: see TopicConfig.
         Raises TopicExistsError, ValueError, TypeError.
         """
         self._check_writable()
@@ -169,6 +183,7 @@ class Store:
         check_partitions(partitions)
         config = TopicConfig().changed(settings)
         user = None if schema is None else schemas.checked_user_schema(schema)
+        self.check_tiered(config, user)
         topic_id = uuid.uuid4().hex[:16]
         row = TopicRow(
             id=topic_id,
@@ -240,10 +255,17 @@ class Store:
                 self._forgotten.add(topic)
 
     def delete_topic(self, name: str) -> None:
-        """Deletes a topic and its records; readers keep what they have mapped. Raises TopicNotFoundError."""
+        """Deletes a topic and its records, in the tier first; readers keep what they have mapped.
+
+        Raises TopicNotFoundError, and TierError where the tier cannot be reached: nothing is deleted then.
+        """
         self._check_writable()
         topic = self.topic(name)
         topic.open()
+        if topic.cold is not None and self.tier is not None:
+            from streamcore.tier import checks
+
+            checks.delete_topic(self.tier, topic.cold)
         if not self.catalog.remove_topic(topic.id):
             raise TopicNotFoundError(self._missing(name))
         topic.close_core(deleted=True)
@@ -547,6 +569,61 @@ class Store:
             except StreamcoreError as error:  # a damaged partition must not keep a store from being opened
                 _log.warning("transactions in %s could not be finished: %s", self.path, error)
 
+    # ---- the tier ----
+
+    @property
+    def tier(self) -> Tier | None:
+        """Where old segments of tiered topics are kept; None when the store has no tier."""
+        if not self._knows_tier:
+            self._open_tier()
+        return self._tier
+
+    def set_tier(self, url: str | None, **options: Any) -> None:
+        """Keeps in the catalog where old segments of tiered topics go: "s3://bucket/prefix", or gs, az, file or memory.
+
+        options: `endpoint`, `region` and others that are no secret; keys and tokens come from the environment, or from
+        `tier_options` of `open`. None: no tier any more, which no topic may need.
+        Raises ValueError, TypeError, StoreReadOnlyError.
+        """
+        self._check_writable()
+        from streamcore.tier import settings
+
+        settings.change(self, url, options)
+        self.look_for_tier()
+
+    def check_tiered(self, config: TopicConfig, schema: pa.Schema | None) -> None:
+        """Raises ValueError for a topic that cannot be tiered."""
+        if config.tier:
+            from streamcore.tier import settings
+
+            settings.check_topic(self, config, schema)
+
+    def look_for_tier(self) -> None:
+        """Looks in the catalog again, at the next use."""
+        with self.lock:
+            known, self._tier = self._tier, None
+            self._knows_tier = False
+        if known is not None:
+            known.close()
+
+    def _open_tier(self) -> None:
+        with self.lock:
+            if not self._knows_tier:
+                if self.catalog.has_table("tier"):
+                    from streamcore.tier import settings
+
+                    self._tier = settings.opened(self, self._tier_options)
+                self._knows_tier = True
+
+    def _take_tier(self, url: str) -> None:
+        from streamcore.tier import settings
+
+        try:
+            settings.take(self, url)
+        except BaseException:
+            self.close()
+            raise
+
     # ---- background work ----
 
     def stats(self) -> StoreStats:
@@ -560,8 +637,8 @@ class Store:
         """Does the background work now, in this thread; None when another process or thread is at it.
 
         A store that is appended to or consumed from does this by itself every 30 s, in one process at a time, unless
-        it was opened with `maintenance=False`. tasks:
-        some of "transactions", "groups", "retention", "compaction" and "consolidation"; None: all, in this order.
+        it was opened with `maintenance=False`. tasks: some of "transactions", "groups", "retention", "compaction",
+        "consolidation" and "tier"; None: all, in this order.
         stop() is asked now and then, and ends it when it is true. What fails is in the result, and does not stop the
         others.
         """
@@ -633,14 +710,22 @@ class Store:
                 failures.append(error)
         if self._coordinator is not None and not failures:
             self._coordinator.settle_all()
+        if self._tier is not None:
+            self._tier.close()
         if self.journal is not None:
             try:
                 self.journal.close()
             except (StreamcoreError, OSError) as error:
                 failures.append(error)
         self.catalog.close()
+        for function in self._when_closed:
+            function()
         if failures:
             raise failures[0]
+
+    def call_when_closed(self, function: Callable[[], None]) -> None:
+        """Has a function called behind the end of `close`; for modules of this package."""
+        self._when_closed.append(function)
 
     def _abort_transactions(self) -> None:
         if self._coordinator is None or self.closed:

@@ -27,6 +27,8 @@ from streamcore.topic_handle import Durability, TopicHandle
 
 if TYPE_CHECKING:
     from streamcore.store import Store
+    from streamcore.tier.log import TierLog
+    from streamcore.tier.offload import Offloaded
 
 DeletionBound = int | datetime.datetime | Literal["latest"]
 Before = DeletionBound | Mapping[int, DeletionBound]
@@ -84,6 +86,16 @@ class Topic:
         """All partitions with their offsets and sizes, as they are now."""
         self._handle.refresh_if_stale()
         return tuple(partition_of(self._handle, number) for number in range(self._handle.row.partitions))
+
+    @property
+    def row(self) -> TopicRow:
+        """What the catalog says of it; for modules of this package."""
+        return self._handle.row
+
+    @property
+    def cold(self) -> TierLog | None:
+        """What the store's tier holds of it; None when it has none; for modules of this package."""
+        return self._handle.cold
 
     def counters(self) -> dict[str, Any]:
         """What this process did with the topic since it opened the store, by name; for `Store.stats`."""
@@ -152,10 +164,14 @@ class Topic:
             found = {}
             for partition in partitions:
                 start, end, _, _, stable, _ = core.describe(partition, False)
-                found[partition] = (start, stable if committed else end, end)
+                found[partition] = (self._handle.start(partition, start), stable if committed else end, end)
             return found
 
         return self._handle.call(run)
+
+    def local_start(self, partition: int) -> int:
+        """Where what is here of a partition begins; what is before it is in the tier."""
+        return self._handle.call(lambda: self._handle.open().describe(partition, False))[0]
 
     # ---- what producers need ----
 
@@ -223,7 +239,7 @@ class Topic:
             start,
             end,
             self._handle.row.partitions,
-            lambda p: self._handle.call(lambda: core.describe(p, False)),
+            self._handle.describe,
             committed=committed,
         )
         return Scan(
@@ -237,6 +253,7 @@ class Topic:
             limit,
             verify,
             committed,
+            self._handle.cold,
         )
 
     def segments(self, partition: int | None = None) -> list[Segment]:
@@ -249,6 +266,40 @@ class Topic:
             self._handle.check_partition(partition)
         wanted = range(self._handle.row.partitions) if partition is None else [partition]
         return [segment for number in wanted for segment in segments_of(self._handle, number)]
+
+    # ---- the tier ----
+
+    def extents(self) -> list[Segment]:
+        """All that there is, once: what is in the tier alone, each object as a segment, then the segments here."""
+        here = self.segments()
+        cold = self._handle.cold
+        if cold is None:
+            return here
+        found = []
+        for number in range(self._handle.row.partitions):
+            local = self.local_start(number)
+            found += cold.extents(number, local)
+            found += [
+                dataclasses.replace(one, base_offset=max(one.base_offset, local))
+                for one in here
+                if one.partition == number and one.end_offset > local
+            ]
+        return found
+
+    def offload(self, stop: Stop | None = None) -> list[Offloaded]:
+        """Puts sealed segments into the store's tier that it does not have yet, up to the last stable offset.
+
+        The store does this by itself every 30 s. stop() is asked between segments, and ends it when it is true. What
+        is here goes later, by local retention. Raises ValueError where the topic is not tiered, TierError, FencedError
+        when another store was restored from the tier meanwhile, StoreReadOnlyError.
+        """
+        self._handle.check_writable()
+        self._handle.refresh_if_stale()
+        if not self._handle.config.tier or self._store.tier is None or self._handle.cold is None:
+            raise ValueError(f"topic {self.name!r} is not tiered: alter(tier=True) has its segments go to the tier")
+        from streamcore.tier import offload
+
+        return offload.offload(self, self._store.tier, self._handle.cold, stop)
 
     # ---- rewriting ----
 
@@ -366,13 +417,25 @@ class Topic:
             )
         else:
             bounds = dict.fromkeys(range(self._handle.row.partitions) if partition is None else [partition], before)
-        core = self._handle.open()
         wanted = {number: self._deletion_offset(number, bound) for number, bound in bounds.items()}
-        removed = []
-        for number, offset in wanted.items():
-            run = partial(_core.delete_before, core, number, offset)
-            removed.append(Removed(number, *self._handle.call(run)))
-        return removed
+        return [self._delete_before(number, offset) for number, offset in wanted.items()]
+
+    def _delete_before(self, partition: int, offset: int) -> Removed:
+        cold = self._handle.cold
+        if cold is None:
+            return Removed(partition, *self.delete_local(partition, offset))
+        from streamcore.tier import keeping
+
+        end = self.bounds([partition])[partition][2]
+        if offset > end:  # which the core would say behind the tier had deleted
+            raise OffsetOutOfRangeError(f"offset {offset} is behind the end of partition {partition}", 0, end)
+        assert self._store.tier is not None
+        return keeping.delete_before(self, self._store.tier, cold, partition, offset)
+
+    def delete_local(self, partition: int, before: int) -> tuple[int, int, int]:
+        """Deletes what is here of a partition below an offset: the start of what is left here, files and bytes."""
+        core = self._handle.open()
+        return self._handle.call(partial(_core.delete_before, core, partition, before))
 
     def _deletion_offset(self, partition: int, bound: Any) -> int:
         if isinstance(bound, (int, np.integer)) and not isinstance(bound, bool):
@@ -440,6 +503,7 @@ class Topic:
         def changed(row: TopicRow) -> TopicRow:
             config = self.config.changed(settings)
             versions = self._widened(schema, row)
+            self._store.check_tiered(config, self.schema if schema is None else schemas.checked_user_schema(schema))
             return dataclasses.replace(
                 row,
                 config=dataclasses.asdict(config),

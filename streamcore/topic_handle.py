@@ -32,6 +32,7 @@ from streamcore.files import check_folder, open_file
 
 if TYPE_CHECKING:
     from streamcore.store import Store
+    from streamcore.tier.log import TierLog
 
 _Result = TypeVar("_Result")
 Durability = Literal["os", "disk"]
@@ -106,6 +107,24 @@ class TopicHandle:
                     raise self.explained(error) from None
         raise self._restless()
 
+    def describe(self, partition: int) -> tuple[int, int, int, int, int, int]:
+        """What the core knows of a partition, with the start of the log where the tier has some of it."""
+        found = self.call(lambda: self.open().describe(partition, False))
+        return (self.start(partition, found[0]), *found[1:])
+
+    def start(self, partition: int, local_start: int) -> int:
+        """Where the log of a partition begins, of which what is from `local_start` on is here."""
+        cold = self.cold
+        return local_start if cold is None else cold.start(partition, local_start)
+
+    @property
+    def cold(self) -> TierLog | None:
+        """What the store's tier holds of the topic; None when it has none and gets none."""
+        tier = self.store.tier
+        if tier is None or not (self.config.tier or tier.has(self.id)):
+            return None
+        return tier.log(self.id, self.row.folder, self.name)
+
     def check_writable(self) -> None:
         """Raises StreamcoreError where the store is closed, StoreReadOnlyError where it is open for reading."""
         self.store.check_open()
@@ -142,19 +161,11 @@ class TopicHandle:
         else:
             core.read_journal(bytes(self.store.path))
         for version in self.versions.values():
-            _add_schema(core, version)
+            add_schema(core, version)
         return core
 
     def _native_settings(self) -> tuple[int, int, int, int, int, int]:
-        config = self.config
-        return (
-            config.segment_bytes,
-            config.segment_ms or 0,
-            config.max_record_bytes,
-            self.row.generation,
-            self.row.partitions,
-            config.producer_expiry_ms,
-        )
+        return native_settings(self.config, self.row)
 
     # ---- changes ----
 
@@ -211,9 +222,11 @@ class TopicHandle:
             self.config = TopicConfig.stored(row.config, row.name)
             self.row = row
             self._take_schemas(row)
+            if self.config.tier and self.store.tier is None:
+                self.store.look_for_tier()
             if self._core is not None:
                 for number in sorted(set(self.versions) - known):
-                    _add_schema(self._core, self.versions[number])
+                    add_schema(self._core, self.versions[number])
                 self._core.alter(self._native_settings(), publish)
             self._derive()
 
@@ -305,6 +318,18 @@ class TopicHandle:
         return f"the segment is of partition {partition} and schema version {version}, which do not fit its place"
 
 
+def native_settings(config: TopicConfig, row: TopicRow) -> tuple[int, int, int, int, int, int]:
+    """What the core goes by."""
+    return (
+        config.segment_bytes,
+        config.segment_ms or 0,
+        config.max_record_bytes,
+        row.generation,
+        row.partitions,
+        config.producer_expiry_ms,
+    )
+
+
 def _check_folder(path: Path, topic: str) -> None:
     """Where there is none a reader would find no records; a link leads out of the store."""
     try:
@@ -314,6 +339,7 @@ def _check_folder(path: Path, topic: str) -> None:
         raise StorageError(error.errno or 0, f"the folder of topic {topic!r} is {state}", str(path)) from None
 
 
-def _add_schema(core: _core.Topic, version: schemas.SchemaVersion) -> None:
+def add_schema(core: _core.Topic, version: schemas.SchemaVersion) -> None:
+    """Tells a native topic of a schema version."""
     whole = pa.schema(list(version.file))
     core.add_schema(whole.__arrow_c_schema__(), version.message, version.partition_digits_at, version.number)

@@ -250,7 +250,7 @@ def test_a_store_opened_without_maintenance_has_no_thread_for_it(tmp_path: Path)
     with sc.open(tmp_path / "store", maintenance=False) as store:
         store.create_topic("views").append([b"x"])
         assert len(threads()) == before
-        assert [run.error for run in store.maintain() or []] == [None] * 5
+        assert [run.error for run in store.maintain() or []] == [None] * 6
     with sc.open(tmp_path / "store") as store:
         store.topic("views").append([b"x"])
         assert len(threads()) == before + 1

@@ -11,6 +11,15 @@ def delete_before(Topic topic, uint32_t partition, int64_t offset):
     return (removal.start_offset, removal.segments, removal.bytes)
 
 
+def begin(Topic topic, uint32_t partition, int64_t offset, uint32_t schema_version):
+    """Has a log that never had a record begin at an offset."""
+    cdef sc_error error
+    cdef int code
+    with nogil:
+        code = sc_partition_begin(topic.ptr, partition, offset, schema_version, &error)
+    check(code, &error)
+
+
 def roll(Topic topic, uint32_t partition):
     """Seals the active segment, if it has records, and makes a new one: its base offset, None when there is none."""
     cdef sc_error error

@@ -262,6 +262,8 @@ cdef class Records:
         if self.mapping != NULL:
             sc_mapping_release(self.mapping)
             self.mapping = NULL
+        if self.scan is None:
+            return False
         cdef sc_batch *found = &self.scan.batch
         if not self.scan.advance(&dense):
             return False
@@ -397,6 +399,14 @@ cdef class Records:
         self.spare = self.last
         self.last = record
         return record
+
+
+def records_of(decoded, int64_t limit=-1):
+    """Records that somebody else makes, as an iterator of the same kind."""
+    cdef Records records = Records.__new__(Records)
+    records.decoded = iter(decoded)
+    records.left = limit
+    return records
 
 
 cdef class RecordStream:

@@ -33,6 +33,7 @@ _COMMANDS = {
     "dlq": ("dlq", "List, show and replay records that could not be processed."),
     "sql": ("sql", "Query topics with SQL."),
     "stats": ("stats", "What a store holds and what goes on in it."),
+    "tier": ("tier", "Old segments in an object store: set up, look, offload, restore."),
     "maintain": ("maintain", "Do the background work of a store."),
     "verify": ("verify", "Check every byte of a store."),
     "bench": ("bench", "Measure this machine, in ten seconds."),

@@ -30,7 +30,7 @@ class Snapshot:
     @functools.cached_property
     def segments(self) -> list[Segment]:
         """The segments with rows before the ends, by partition and offset. Read after the ends, so none is missing."""
-        held = (s for s in self.topic.segments() if s.count and s.base_offset < self.ends.get(s.partition, 0))
+        held = (s for s in self.topic.extents() if s.count and s.base_offset < self.ends.get(s.partition, 0))
         return sorted(held, key=lambda segment: (segment.partition, segment.base_offset))
 
     @functools.cached_property

@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from streamcore.errors import TierError
 from streamcore.tier.objects import (
     Buffer,
     ConflictError,
@@ -18,7 +19,6 @@ from streamcore.tier.objects import (
     ObjectMissingError,
     Objects,
     Retries,
-    TierError,
     Transient,
 )
 
@@ -107,7 +107,8 @@ class FolderObjects(Objects):
     # ---- files ----
 
     def _path(self, path: str) -> Path:
-        assert not path.startswith("/") and ".." not in path.split("/")
+        assert not path.startswith("/")
+        assert ".." not in path.split("/")
         return self._root / path
 
     def _written(self, path: str, pieces: Sequence[Buffer] | Iterator[Buffer]) -> str:

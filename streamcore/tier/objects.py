@@ -13,32 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-from streamcore.errors import StreamcoreError
+from streamcore.errors import TierError
 
 _Result = TypeVar("_Result")
 Buffer = bytes | bytearray | memoryview
-
-
-class TierError(StreamcoreError):
-    """The object store said no, did not answer in time, or has something other than what was put there: `url`.
-
-    `transient`: it was tried until the deadline, and may go another time.
-    """
-
-    def __init__(self, message: str, url: str, *, transient: bool = False) -> None:
-        super().__init__(f"{message} ({url})")
-        self.message = message
-        self.url = url
-        self.transient = transient
-
-    def __reduce__(self) -> Any:
-        return _remade, (type(self), self.message, self.url, self.transient)
-
-
-def _remade(kind: type[TierError], message: str, url: str, transient: bool) -> TierError:
-    return kind(message, url, transient=transient)
 
 
 class ObjectMissingError(TierError):

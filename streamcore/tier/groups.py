@@ -1,0 +1,143 @@
+"""Row groups of objects, fetched by ranges: through a cache on the disk, several at once, ahead of who reads them."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import pyarrow as pa
+import xxhash
+
+from streamcore.tier.cache import Cache
+from streamcore.tier.manifest import Entry
+from streamcore.tier.objects import Objects
+from streamcore.tier.parquet import Footer
+
+AT_ONCE = 4
+_FOOTERS_MAX = 256
+_MEMORY_BYTES = 64 << 20  # of row groups that were read and may be read again
+_GUESSED_BYTES = 8 << 20  # of one that is not there yet
+_FOOTER = "footer"
+
+
+class Piece(NamedTuple):
+    """Columns of a row group of an object."""
+
+    entry: Entry
+    path: str
+    number: int
+    columns: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, int, tuple[str, ...]]:
+        """What tells it from others."""
+        return self.entry.name, self.number, self.columns
+
+
+class RowGroups:
+    """Fetches row groups, and keeps some of them in memory. Any thread may use it."""
+
+    def __init__(self, objects: Objects, cache: Cache | None) -> None:
+        self._objects = objects
+        self._cache = cache
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._footers: collections.OrderedDict[str, Footer] = collections.OrderedDict()
+        self._held: collections.OrderedDict[tuple[str, int, tuple[str, ...]], Future[pa.Table]] = (
+            collections.OrderedDict()
+        )
+
+    def footer(self, entry: Entry, path: str) -> Footer:
+        """The footer of an object: one request, once."""
+        with self._lock:
+            found = self._footers.get(entry.name)
+            if found is not None:
+                self._footers.move_to_end(entry.name)
+                return found
+        start = entry.size - entry.footer_bytes
+        made = Footer(self._fetched(entry, path, _FOOTER, [(start, entry.size)])[start], self._objects.url_of(path))
+        with self._lock:
+            self._footers[entry.name] = made
+            if len(self._footers) > _FOOTERS_MAX:
+                self._footers.popitem(last=False)
+        return made
+
+    def begin(self, piece: Piece) -> Future[pa.Table]:
+        """Has a row group fetched, or what was fetched before. Its result may raise TierError, CorruptionError."""
+        with self._lock:
+            found = self._held.get(piece.key)
+            if found is not None and not (found.done() and (found.cancelled() or found.exception() is not None)):
+                self._held.move_to_end(piece.key)
+                return found
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(AT_ONCE, "streamcore-tier")
+            future = self._pool.submit(self._read, piece)
+            self._held[piece.key] = future
+            self._drop_old()
+        return future
+
+    def is_here(self, piece: Piece) -> bool:
+        """Whether it would be given at once."""
+        with self._lock:
+            found = self._held.get(piece.key)
+            return found is not None and found.done()
+
+    def close(self) -> None:
+        """Fetches nothing any more."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._held.clear()
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drop_old(self) -> None:
+        size = 0
+        for key in reversed(list(self._held)):
+            future = self._held[key]
+            done = future.done() and not future.cancelled() and future.exception() is None
+            size += future.result().nbytes if done else _GUESSED_BYTES
+            if size > _MEMORY_BYTES and len(self._held) > AT_ONCE and future.done():
+                del self._held[key]
+
+    def _read(self, piece: Piece) -> pa.Table:
+        footer = self.footer(piece.entry, piece.path)
+        ranges = footer.ranges(piece.number, piece.columns)
+        found = self._fetched(piece.entry, piece.path, _name_of(piece), ranges)
+        return footer.read(piece.number, piece.columns, found)
+
+    def _fetched(self, entry: Entry, path: str, name: str, ranges: Sequence[tuple[int, int]]) -> dict[int, memoryview]:
+        known = None if self._cache is None else self._cache.get(entry.digest, name)
+        if known is not None and all(start in known for start, _ in ranges):
+            return {start: memoryview(data) for start, data in known.items()}
+        data = self._objects.get_ranges(path, ranges)
+        found = {start: memoryview(piece) for (start, _), piece in zip(ranges, data, strict=True)}
+        if self._cache is not None:
+            self._cache.put(entry.digest, name, found)
+        return found
+
+
+def _name_of(piece: Piece) -> str:
+    """A file name for some columns of a row group."""
+    return f"{piece.number}-{xxhash.xxh3_64_hexdigest(chr(0).join(piece.columns).encode())}"
+
+
+def ahead(
+    pieces: Iterable[Piece], begin: Callable[[Piece], Future[pa.Table]], depth: int = AT_ONCE
+) -> Iterator[tuple[Piece, pa.Table]]:
+    """Pieces in their order, of which `depth` are fetched at once."""
+    running: collections.deque[tuple[Piece, Future[pa.Table]]] = collections.deque()
+    waiting = iter(pieces)
+    for piece in waiting:
+        running.append((piece, begin(piece)))
+        if len(running) == depth:
+            break
+    while running:
+        piece, future = running.popleft()
+        table = future.result()
+        following = next(waiting, None)
+        if following is not None:
+            running.append((following, begin(following)))
+        yield piece, table
