@@ -36,6 +36,10 @@ def test_every_setting_of_a_topic_can_be_given(shell: Shell) -> None:
         "producer_expiry_ms": 86_400_000,
         "delete_retention_ms": 2 * 3_600_000,
         "min_compaction_lag_ms": 90_000,
+        "tier": False,
+        "local_retention_ms": None,
+        "local_retention_bytes": None,
+        "tier_key_filter": False,
     }
     assert [part["partition"] for part in described["partitions"]] == [0, 1, 2]
 

@@ -80,7 +80,7 @@ def test_a_store_that_is_only_read_has_stats(store: sc.Store) -> None:
         stats = reader.stats()
         assert stats.topics[0].records == 1
         assert stats.topics[0].appends == 0
-        assert len(stats.maintenance) == 5
+        assert len(stats.maintenance) == 6
         assert json.loads(json.dumps(stats.as_dict()))["topics"][0]["topic"] == "clicks"
 
 

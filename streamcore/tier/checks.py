@@ -84,7 +84,7 @@ def gc(tier: Tier, *, grace_s: float, dry: bool) -> Collected:
     list is made first and manifests are read then: what one names by now stays. No name is used twice, so what is
     removed here is never named later. Raises TierError, FencedError.
     """
-    tier.claim()
+    tier.claim(again=True)
     found = list(tier.objects.listed("topics")) + list(tier.objects.listed(backup.FOLDER))
     before_ms = _now_ms(tier) - int(grace_s * 1000)
     removed = []

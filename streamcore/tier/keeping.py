@@ -54,11 +54,25 @@ def apply_retention(topic: Topic, tier: Tier, log: TierLog, now_ms: int | None =
     for partition in range(topic.partition_count):
         segments = topic.segments(partition)
         before = _end_of_what_goes(_held(log, partition, segments), config.retention_ms, config.retention_bytes, now)
-        if before > topic.bounds([partition])[partition][0]:
+        before = max(before, _end_of_gap(topic, log, partition))
+        if before > _known_start(topic, log, partition):
             if segments and segments[-1].end_offset <= before and not segments[-1].sealed:
                 topic.roll(partition)
             removed.append(_delete_what_is_old(topic, tier, log, partition, before))
     return RetentionReport(tuple(removed))
+
+
+def _end_of_gap(topic: Topic, log: TierLog, partition: int) -> int:
+    """Where what is here begins, when retention has gone past the end of the tier while that did not answer; -1."""
+    known, local = log.copy(partition), topic.local_start(partition)
+    return local if known is not None and known.manifest.end_offset < local else -1
+
+
+def _known_start(topic: Topic, log: TierLog, partition: int) -> int:
+    """Where the log begins; where the tier does, if it has older records, for it could not be reached once."""
+    start = topic.bounds([partition])[partition][0]
+    known = log.copy(partition)
+    return start if known is None else min(start, known.manifest.start_offset)
 
 
 def _held(log: TierLog, partition: int, segments: list[Segment]) -> list[_Held]:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import dataclasses
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -177,7 +176,7 @@ def temporary(folder: Path, topic: Topic, segment: Segment) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _LEFT_BEHIND_S:
                 left.unlink()
-    path = folder / f"{topic.id}-{segment.partition}-{segment.base_offset}-{os.getpid()}.parquet"
+    path = folder / f"{topic.id}-{segment.partition}-{segment.base_offset}-{secrets.token_hex(8)}.parquet"
     try:
         yield path
     finally:

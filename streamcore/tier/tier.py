@@ -141,9 +141,9 @@ class Tier:
         """The folder for files that are about to be uploaded."""
         return self._store.path / FOLDER / "uploads"
 
-    def claim(self) -> None:
-        """Makes sure, once, that the tier is this store's. Raises TierError, FencedError."""
-        if self._claimed:
+    def claim(self, *, again: bool = False) -> None:
+        """Makes sure, once or again, that the tier is this store's. Raises TierError, FencedError."""
+        if self._claimed and not again:
             return
         url = self.objects.url_of(documents.STORE_PATH)
 
