@@ -67,7 +67,7 @@ def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
     address = check_address(url)
     given = dict(options or {})
     deadline_s = _seconds(given, "deadline_s", Retries.deadline_s)
-    timeout_s = _seconds(given, "timeout_s", _TIMEOUT_S)
+    timeout_s = min(_seconds(given, "timeout_s", _TIMEOUT_S), deadline_s)
     retries = Retries(deadline_s, min(0.1, deadline_s / 10), min(5.0, deadline_s))
     if address.startswith("file:"):
         if extra := set(given) - {"deadline_s", "timeout_s"}:
@@ -75,6 +75,7 @@ def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
         return FolderObjects(address, retries)
     try:
         import obstore.store as stores
+        from obstore.exceptions import BaseError
     except ImportError:
         scheme = address.split(":")[0]
         raise ImportError(f"a tier at {scheme}:// needs obstore: pip install 'streamcore[tier]'") from None
@@ -82,19 +83,37 @@ def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
 
     if address.startswith("memory:"):
         with _memories_lock:
-            return RemoteObjects(address, retries, _memories.setdefault(address, stores.MemoryStore()))
+            store = _memories.setdefault(address, stores.MemoryStore())
+            return RemoteObjects(address, retries, store, store)
     client: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout_s), **given.get("client_options", {})}
     if given.get("allow_http") or str(given.get("endpoint", "")).startswith("http://"):
         client["allow_http"] = True
+    if address.startswith("gs:") and "endpoint" in given:
+        given["base_url"] = given.pop("endpoint")  # one name for it, wherever the tier is
     made: Any = stores.from_url  # which takes other types for each kind of place
-    store = made(
+
+    def store_with(**retry_config: Any) -> Any:
+        try:
+            return made(
+                address,
+                config={name: value for name, value in given.items() if name not in _OURS},
+                client_options=client,
+                retry_config=retry_config,
+                credential_provider=given.get("credential_provider"),
+            )
+        except BaseError as error:  # without its source, which has the configuration
+            raise ValueError(f"no tier at {address}: {str(error).partition('Debug source:')[0].strip()}") from None
+
+    backoff = {
+        "init_backoff": datetime.timedelta(seconds=retries.first_pause_s),
+        "max_backoff": datetime.timedelta(seconds=retries.longest_pause_s),
+    }
+    return RemoteObjects(
         address,
-        config={name: value for name, value in given.items() if name not in _OURS},
-        client_options=client,
-        retry_config={"max_retries": 0},  # the attempts are ours, so that they are seen and counted
-        credential_provider=given.get("credential_provider"),
+        retries,
+        store_with(max_retries=0),  # the attempts are ours, so that they are seen and counted
+        store_with(max_retries=10, retry_timeout=datetime.timedelta(seconds=deadline_s), backoff=backoff),
     )
-    return RemoteObjects(address, retries, store)
 
 
 def _seconds(options: dict[str, Any], name: str, default: float) -> float:

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from streamcore.errors import TierError
 from streamcore.tier.objects import (
     Buffer,
     ConflictError,
@@ -59,37 +61,30 @@ class FolderObjects(Objects):
                 return self._written(path, [data])
 
     def _get(self, path: str) -> tuple[bytes, str]:
-        with self._translated("get", path), self._path(path).open("rb") as file:
+        with self._opened(path) as file:
             return file.read(), _tag_of(os.fstat(file.fileno()))
 
     def _get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
-        with self._translated("get", path), self._path(path).open("rb") as file:
-            found = [os.pread(file.fileno(), end - start, start) for start, end in ranges]
-            if any(len(data) < end - start for (start, end), data in zip(ranges, found, strict=True)):
-                size = os.fstat(file.fileno()).st_size
-                raise TierError(f"the object has {size} bytes, and ends within what was asked for", self.url_of(path))
-            return list(found)
+        with self._opened(path) as file:
+            return [os.pread(file.fileno(), end - start, start) for start, end in ranges]
 
-    def _stream(self, path: str) -> Iterator[Buffer]:
-        with self._translated("get", path):
-            file = self._path(path).open("rb")
-
-        def pieces() -> Iterator[Buffer]:
-            with file, self._translated("get", path):
-                while piece := file.read(_PIECE_BYTES):
-                    yield piece
-
-        return pieces()
+    def _get_piece(self, path: str, start: int, end: int, tag: str) -> Buffer:
+        with self._opened(path) as file:
+            if _tag_of(os.fstat(file.fileno())) != tag:
+                raise ConflictError("the object has changed", self.url_of(path))
+            return os.pread(file.fileno(), end - start, start)
 
     def _head(self, path: str) -> Info:
         with self._translated("head", path):
             found = self._path(path).stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError
             return Info(path, found.st_size, _tag_of(found), found.st_mtime_ns // 1_000_000)
 
     def _list(self, prefix: str) -> list[Info]:
         found = []
         with self._translated("list", prefix):
-            for folder, _, names in os.walk(self._root / prefix):
+            for folder, _, names in os.walk(self._root / prefix, onerror=_unless_gone):
                 for name in names:
                     path = Path(folder, name)
                     if _TEMPORARY in name or path == self._root / _LOCK_NAME:
@@ -101,10 +96,25 @@ class FolderObjects(Objects):
         return found
 
     def _delete(self, path: str) -> None:
-        with self._translated("delete", path), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(ObjectMissingError), self._translated("delete", path):
             self._path(path).unlink()
 
+    def _sweep(self, grace_s: float) -> int:
+        before, swept = time.time() - grace_s, 0
+        with self._translated("sweep", ""):
+            for path in self._root.rglob(f"*{_TEMPORARY}*"):
+                with contextlib.suppress(FileNotFoundError):  # it was renamed, or swept by another
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        swept += 1
+        return swept
+
     # ---- files ----
+
+    @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[BinaryIO]:
+        with self._translated("get", path), self._path(path).open("rb") as file:
+            yield file
 
     def _path(self, path: str) -> Path:
         assert not path.startswith("/")
@@ -123,6 +133,7 @@ class FolderObjects(Objects):
                 for piece in pieces:
                     file.write(piece)
                 file.flush()
+                _date(file.fileno(), target)
                 os.fsync(file.fileno())
                 status = os.fstat(file.fileno())
             beside.rename(target)
@@ -138,9 +149,10 @@ class FolderObjects(Objects):
     def _translated(self, what: str, path: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise ObjectMissingError("there is no such object", self.url_of(path)) from None
         except OSError as error:
+            gone = isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+            if gone and what in ("get", "head", "delete"):
+                raise ObjectMissingError("there is no such object", self.url_of(path)) from None
             if error.errno in _MAY_PASS:
                 raise Transient(error.strerror) from None
             raise self._failed(what, path, error.strerror or str(error)) from None
@@ -148,6 +160,20 @@ class FolderObjects(Objects):
 
 def _tag_of(status: os.stat_result) -> str:
     return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def _date(descriptor: int, replaced: Path) -> None:
+    """Gives a new file a time that no file of its name had. A kernel's own may go in steps of milliseconds, in which a
+    file is replaced twice, and the number of the first one is given to the third."""
+    now_ns = time.time_ns()
+    with contextlib.suppress(FileNotFoundError):
+        now_ns = max(now_ns, replaced.stat().st_mtime_ns + 1)
+    os.utime(descriptor, ns=(now_ns, now_ns))
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _sync_folder(path: Path) -> None:

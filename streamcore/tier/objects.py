@@ -7,11 +7,14 @@ pauses of random length, for as long as its deadline allows and the failure is o
 from __future__ import annotations
 
 import abc
+import bisect
 import dataclasses
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +22,19 @@ from streamcore.errors import TierError
 
 _Result = TypeVar("_Result")
 Buffer = bytes | bytearray | memoryview
+NEAR_BYTES = 64 << 10  # ranges that are nearer to each other are one request
+PIECE_BYTES = 8 << 20  # of a stream: what comes within the time-out of a request on a slow line
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in order, none of them empty; those that overlap or are near to each other are one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1] + NEAR_BYTES and start < end:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        elif start < end:
+            joined.append((start, end))
+    return joined
 
 
 class ObjectMissingError(TierError):
@@ -117,33 +133,62 @@ class Objects(abc.ABC):
 
     def get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]:
         """The bytes [start, end) of an object, each; ranges that nearly touch are fetched together."""
-        self.counters.add(gets=len(ranges))
+        asked = _joined(ranges)
+        self.counters.add(gets=len(asked))
 
         def run() -> list[Buffer]:
-            found = self._get_ranges(path, ranges)
-            for (start, end), data in zip(ranges, found, strict=True):
+            found = self._get_ranges(path, asked)
+            for (start, end), data in zip(asked, found, strict=True):
                 if len(data) != end - start:
-                    raise Transient(f"{len(data)} bytes came of {end - start}")
+                    self._explain_short(path, end, f"{len(data)} bytes came of {end - start}")
             return found
 
-        found = self._tried("get", path, run)
+        found = [memoryview(data) for data in self._tried("get", path, run)] if asked else []
         self.counters.add(got=sum(len(data) for data in found))
-        return found
+        parts: list[Buffer] = []
+        for start, end in ranges:
+            if start == end:
+                parts.append(b"")
+                continue
+            number = bisect.bisect_right(asked, (start, sys.maxsize)) - 1
+            begins = asked[number][0]
+            parts.append(found[number][start - begins : end - begins])
+        return parts
+
+    def _explain_short(self, path: str, end: int, why: str) -> None:
+        size = self._head(path).size
+        if size < end:
+            raise self._failed("get", path, f"it has {size} bytes, and {end} were asked for")
+        raise Transient(why)
 
     def stream(self, path: str) -> Iterator[Buffer]:
-        """An object piece by piece. A failure in the middle is a TierError that is transient: begin anew."""
-        self.counters.add(gets=1)
-        pieces = self._tried("get", path, lambda: self._stream(path))
-        while True:
+        """An object piece by piece, the next one fetched while this one is used; each piece is tried as a call of its
+        own. ConflictError: somebody changed the object meanwhile."""
+        info = self.head(path)
+        starts = range(0, info.size, PIECE_BYTES)
+
+        def piece(start: int) -> Buffer:
+            end = min(start + PIECE_BYTES, info.size)
+            self.counters.add(gets=1)
+            return self._tried("get", path, lambda: self._whole_piece(path, start, end, info.tag))
+
+        with ThreadPoolExecutor(1, "streamcore-stream") as ahead:
+            waiting = ahead.submit(piece, 0) if starts else None
             try:
-                piece = next(pieces, None)
-            except Transient as error:
-                self.counters.add(failures=1)
-                raise self._failed("get", path, str(error), transient=True) from None
-            if piece is None:
-                return
-            self.counters.add(got=len(piece))
-            yield piece
+                for start in starts:
+                    assert waiting is not None
+                    data = waiting.result()
+                    waiting = ahead.submit(piece, start + PIECE_BYTES) if start + PIECE_BYTES < info.size else None
+                    self.counters.add(got=len(data))
+                    yield data
+            finally:
+                ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _whole_piece(self, path: str, start: int, end: int, tag: str) -> Buffer:
+        data = self._get_piece(path, start, end, tag)
+        if len(data) != end - start:
+            raise Transient(f"{len(data)} bytes came of {end - start}")
+        return data
 
     def head(self, path: str) -> Info:
         """What is known of an object."""
@@ -151,7 +196,8 @@ class Objects(abc.ABC):
         return self._tried("head", path, lambda: self._head(path))
 
     def listed(self, prefix: str) -> Iterator[Info]:
-        """All objects below a folder, in no order."""
+        """All objects below a folder, in no order. Their tags are not for `replace`: Google wants more than a listing
+        has."""
         self.counters.add(lists=1)
         return iter(self._tried("list", prefix, lambda: self._list(prefix)))
 
@@ -159,6 +205,11 @@ class Objects(abc.ABC):
         """Deletes an object; nothing happens when it is gone already."""
         self.counters.add(deletes=1)
         self._tried("delete", path, lambda: self._delete(path))
+
+    def sweep(self, grace_s: float) -> int:
+        """Removes what is left of puts that ended within and began longer ago than this; how many. Of buckets, whose
+        uploads in parts have rules of their own there, nothing."""
+        return self._tried("sweep", "", lambda: self._sweep(grace_s))
 
     def close(self) -> None:
         """Ends pauses between attempts: calls that fail fail at once from now on."""
@@ -205,7 +256,8 @@ class Objects(abc.ABC):
     def _get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[Buffer]: ...
 
     @abc.abstractmethod
-    def _stream(self, path: str) -> Iterator[Buffer]: ...
+    def _get_piece(self, path: str, start: int, end: int, tag: str) -> Buffer:
+        """Bytes of the object with this tag; ConflictError when it has another one."""
 
     @abc.abstractmethod
     def _head(self, path: str) -> Info: ...
@@ -215,3 +267,6 @@ class Objects(abc.ABC):
 
     @abc.abstractmethod
     def _delete(self, path: str) -> None: ...
+
+    @abc.abstractmethod
+    def _sweep(self, grace_s: float) -> int: ...

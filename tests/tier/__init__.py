@@ -1,0 +1,1 @@
+"""Tiered storage: real object stores, and faults between them and us."""
