@@ -93,6 +93,8 @@ def gc(tier: Tier, *, grace_s: float, dry: bool) -> Collected:
             removed.append(info)
             if not dry:
                 tier.objects.delete(info.path)
+    if not dry:
+        tier.objects.sweep(grace_s)
     if removed:
         _log.info("gc: %d objects that nothing named, %d bytes", len(removed), sum(info.size for info in removed))
     return Collected(len(removed), sum(info.size for info in removed), tuple(info.path for info in removed))

@@ -83,6 +83,9 @@ def pending(topic: Topic, log: TierLog, partition: int) -> list[Segment]:
 def _offload_partition(topic: Topic, tier: Tier, log: TierLog, partition: int, stop: Stop | None) -> list[Offloaded]:
     done = []
     known = log.fresh(partition)
+    if known is not None:
+        url = tier.objects.url_of(log.path_of(partition, "manifest.json"))
+        check_epoch(known.manifest.epoch, tier.epoch, url)
     for segment in pending(topic, log, partition):
         if stop is not None and stop():
             break
