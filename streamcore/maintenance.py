@@ -173,10 +173,13 @@ class Maintenance:
             except BlockingIOError:
                 yield False
                 return
+            except OSError as error:
+                raise StorageError(error.errno or 0, "the lock of maintenance cannot be taken", self._path) from None
             yield True
         finally:
             _held.discard(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for a child that is just being forked has it open, too
+            with contextlib.suppress(OSError):  # closing gives it up, too, but for a child that is just being forked
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 
