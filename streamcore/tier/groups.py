@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import xxhash
 
+from streamcore.errors import CorruptionError
 from streamcore.tier.cache import Cache
 from streamcore.tier.manifest import Entry
 from streamcore.tier.objects import Objects
@@ -58,7 +59,10 @@ class RowGroups:
                 self._footers.move_to_end(entry.name)
                 return found
         start = entry.size - entry.footer_bytes
-        made = Footer(self._fetched(entry, path, _FOOTER, [(start, entry.size)])[start], self._objects.url_of(path))
+        data = self._fetched(entry, path, _FOOTER, [(start, entry.size)])[start]
+        if xxhash.xxh3_128_hexdigest(data) != entry.footer_digest:
+            raise CorruptionError("the end of the object is not what was put there", self._objects.url_of(path))
+        made = Footer(data, self._objects.url_of(path))
         with self._lock:
             self._footers[entry.name] = made
             if len(self._footers) > _FOOTERS_MAX:

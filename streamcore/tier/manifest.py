@@ -23,8 +23,9 @@ _OFFSET_MAX = (1 << 63) - 1
 class Entry:
     """A segment in the tier: the offsets [base, end), of which there are `rows`; times in ms since 1970.
 
-    name: of its object, empty when it has no rows. size, digest (XXH3-128, hex): of the object. footer_bytes: of its
-    end. segment_bytes: of the segment file that it was made from.
+    name: of its object, empty when it has no rows. size, digest (XXH3-128, hex): of the object. footer_bytes,
+    footer_digest: of its end, which has no checksum of its own. segment_bytes: of the segment file that it was made
+    from.
     """
 
     base_offset: int
@@ -37,6 +38,7 @@ class Entry:
     max_timestamp_ms: int
     schema_version: int
     footer_bytes: int
+    footer_digest: str
     segment_bytes: int
 
     def check(self) -> None:

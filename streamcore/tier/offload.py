@@ -139,7 +139,7 @@ def write_object(topic: Topic, segment: Segment, start: int, end: int, file: Pat
         "schema_version": str(version.number),
     }
     written = parquet.write_segment(scan.batches(), schema, file, about, key_filter=topic.config.tier_key_filter)
-    entry = Entry(start, end, "", 0, "", 0, 0, 0, version.number, 0, segment.size_bytes)
+    entry = Entry(start, end, "", 0, "", 0, 0, 0, version.number, 0, "", segment.size_bytes)
     if written is None:
         return entry
     digest = digest_of(file)
@@ -151,7 +151,8 @@ def write_object(topic: Topic, segment: Segment, start: int, end: int, file: Pat
         rows=written.rows,
         min_timestamp_ms=written.min_timestamp_ms,
         max_timestamp_ms=written.max_timestamp_ms,
-        footer_bytes=written.footer_bytes,
+        footer_bytes=len(written.footer),
+        footer_digest=xxhash.xxh3_128_hexdigest(written.footer),
     )
 
 

@@ -34,14 +34,14 @@ _PARTITION = pa.field("partition", pa.int32(), nullable=False)
 
 
 class Written(NamedTuple):
-    """What is in a file: rows, first and last offset, least and greatest time in ms, bytes of the footer and behind."""
+    """What is in a file: rows, first and last offset, least and greatest time in ms; its footer and what is behind."""
 
     rows: int
     first_offset: int
     last_offset: int
     min_timestamp_ms: int
     max_timestamp_ms: int
-    footer_bytes: int
+    footer: bytes
 
 
 class RowGroup(NamedTuple):
@@ -101,7 +101,7 @@ def write_segment(
             writer.write_table(table, row_group_size=table.num_rows)
     if rows == 0:
         return None
-    return Written(rows, first, last, low, high, _footer_bytes(file))
+    return Written(rows, first, last, low, high, _footer_of(file))
 
 
 def file_schema(version: schemas.SchemaVersion) -> pa.Schema:
@@ -158,10 +158,12 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         yield held
 
 
-def _footer_bytes(file: Path) -> int:
+def _footer_of(file: Path) -> bytes:
     with file.open("rb") as source:
         source.seek(-TAIL_BYTES, io.SEEK_END)
-        return int.from_bytes(source.read(4), "little") + TAIL_BYTES
+        size = int.from_bytes(source.read(4), "little") + TAIL_BYTES
+        source.seek(-size, io.SEEK_END)
+        return source.read()
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

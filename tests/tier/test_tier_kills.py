@@ -23,7 +23,7 @@ from streamcore.tier.folder import FolderObjects
 from streamcore.topic import Topic
 from tests.crash.forkserver import Channel, ForkServer, fork_server
 
-PARTITIONS, SEGMENTS, EACH = 3, 3, 40
+PARTITIONS, SEGMENTS, EACH = 4, 3, 40
 TARGET = 70  # records below it are what retention and deletion remove
 _STEPS: list[tuple[Any, str]] = [
     (FolderObjects, "_put"),
