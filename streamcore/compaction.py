@@ -341,7 +341,7 @@ def _latest(topic: Topic, key: bytes, partition: int) -> _core.Record | None:
     whole = topic.scan(partition)
     [(_, start, end)] = whole.ranges
     wanted = pa.scalar(key, pa.binary())
-    for segment in reversed(topic.segments(partition)):
+    for segment in reversed(topic.extents(partition)):
         low, high = max(start, segment.base_offset), min(end, segment.end_offset)
         if low >= high:
             continue

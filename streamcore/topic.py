@@ -269,21 +269,17 @@ class Topic:
 
     # ---- the tier ----
 
-    def extents(self) -> list[Segment]:
+    def extents(self, partition: int | None = None) -> list[Segment]:
         """All that there is, once: what is in the tier alone, each object as a segment, then the segments here."""
-        here = self.segments()
         cold = self._handle.cold
         if cold is None:
-            return here
+            return self.segments(partition)
         found = []
-        for number in range(self._handle.row.partitions):
+        for number in range(self._handle.row.partitions) if partition is None else [partition]:
             local = self.local_start(number)
             found += cold.extents(number, local)
-            found += [
-                dataclasses.replace(one, base_offset=max(one.base_offset, local))
-                for one in here
-                if one.partition == number and one.end_offset > local
-            ]
+            here = (one for one in self.segments(number) if one.end_offset > local)
+            found += [dataclasses.replace(one, base_offset=max(one.base_offset, local)) for one in here]
         return found
 
     def offload(self, stop: Stop | None = None) -> list[Offloaded]:

@@ -338,6 +338,28 @@ def test_sql_with_and_without_filters_sees_each_record_once(store: sc.Store) -> 
     ]
 
 
+def test_the_latest_of_a_key_and_places_by_time_are_found_in_the_tier(store: sc.Store) -> None:
+    topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    topic.append([b"old", b"only"], keys=[b"a", b"b"], timestamps=[1_000, 2_000])
+    fill(topic)
+    topic.append([b"new"], keys=[b"a"])
+    keys = [b"a", b"b", b"key 1", b"nobody"]
+    moment = datetime.datetime.fromtimestamp(1_700_000_900, datetime.UTC)
+
+    def read() -> list[Any]:
+        with store.consumer("clicks") as consumer:
+            consumer.poll(0, 1)
+            consumer.seek("clicks", 0, moment)
+            position = consumer.position("clicks", 0)
+        return [[topic.latest(key) for key in keys], topic.table().combine_chunks(), position]
+
+    before = read()
+    assert before[0][1].value == b"only"
+    move(topic)
+    assert topic.partitions[0].local_start_offset > 1000
+    assert read() == before
+
+
 def test_a_scan_goes_on_when_what_it_reads_goes_to_the_tier(store: sc.Store) -> None:
     topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
     fill(topic)
