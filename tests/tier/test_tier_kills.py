@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash.forkserver import Channel, ForkServer, fork_server
 
 import streamcore as sc
 from streamcore.tier import keeping, kept, offload
 from streamcore.tier.folder import FolderObjects
 from streamcore.topic import Topic
-from tests.crash.forkserver import Channel, ForkServer, fork_server
 
 PARTITIONS, SEGMENTS, EACH = 4, 3, 40
 TARGET = 70  # records below it are what retention and deletion remove
