@@ -17,9 +17,9 @@ from streamcore.tier.manifest import Entry
 from streamcore.tier.objects import Objects
 from streamcore.tier.parquet import Footer
 
-AT_ONCE = 4
+AT_ONCE = 2
 _FOOTERS_MAX = 256
-_MEMORY_BYTES = 64 << 20  # of row groups that were read and may be read again
+_MEMORY_BYTES = 16 << 20  # of row groups that were read and may be read again
 _GUESSED_BYTES = 8 << 20  # of one that is not there yet
 _FOOTER = "footer"
 
