@@ -143,7 +143,7 @@ PLUMBING = {
         "versions",
     },
     "Scan": {"begin", "prefetch"},
-    "Tier": {"check_owner", "claim", "forget", "groups", "has", "log", "note_pass", "objects", "uploads"},
+    "Tier": {"check_owner", "claim", "forget", "groups", "has", "log", "note_pass", "objects", "requests", "uploads"},
     "TopicConfig": {"changed", "compacts", "deletes"},
     "IngestOptions": {"meaning"},
 }

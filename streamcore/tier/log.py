@@ -26,6 +26,7 @@ from streamcore.tier.parquet import RowGroup, restored, times_ms
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
     from streamcore.scan import Leg, Projection
+    from streamcore.tier.tier import Tier
 
 _LOOK_S = 0.2  # how old what we know of a manifest may be before the catalog is asked whether there is a newer one
 _log = logging.getLogger("streamcore.tier")
@@ -34,17 +35,25 @@ _log = logging.getLogger("streamcore.tier")
 class TierLog:
     """What the tier holds of one topic. Any thread may use it."""
 
-    def __init__(self, objects: Objects, groups: RowGroups, catalog: Catalog, topic_id: str, folder: str, name: str):
+    def __init__(self, tier: Tier, catalog: Catalog, topic_id: str, folder: str, name: str) -> None:
         self.folder = f"topics/{folder}"
         self.topic_id = topic_id
         self._name = name
-        self._objects = objects
-        self._groups = groups
+        self._tier = tier
         self._catalog = catalog
         self._lock = threading.Lock()
         self._known: dict[int, kept.Copy] = {}
         self._looked: dict[int, float] = {}
         self.published = 0  # the generation of the topic's settings that the tier was told of
+
+    @property
+    def _objects(self) -> Objects:
+        """Connected when they are needed: what is here is read wherever the tier is."""
+        return self._tier.objects
+
+    @property
+    def _groups(self) -> RowGroups:
+        return self._tier.groups
 
     # ---- manifests ----
 
@@ -130,7 +139,7 @@ class TierLog:
                 partition,
                 entry.base_offset,
                 min(entry.end_offset, local_start),
-                self._objects.url_of(self.path_of(partition, entry.name)),
+                f"{self._tier.url}/{self.path_of(partition, entry.name)}",
                 entry.size,
                 True,
                 entry.min_timestamp_ms,

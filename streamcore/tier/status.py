@@ -75,7 +75,7 @@ def status_of(store: Store, tier: Tier) -> TierStatus:
     cache = tier.cache
     size, hits, misses = (0, 0, 0) if cache is None else (cache.size_bytes, cache.hits, cache.misses)
     return TierStatus(
-        tier.url, tier.store_id, tier.epoch, tuple(partitions), tier.objects.counters.read(), size, hits, misses,
+        tier.url, tier.store_id, tier.epoch, tuple(partitions), tier.requests(), size, hits, misses,
         tier.last_pass_ms, tier.last_error,
     )  # fmt: skip
 

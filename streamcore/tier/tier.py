@@ -122,11 +122,10 @@ class Tier:
 
     def log(self, topic_id: str, folder: str, name: str) -> TierLog:
         """What the tier holds of a topic."""
-        objects, groups = self.objects, self.groups
         with self._lock:
             found = self._logs.get(topic_id)
             if found is None:
-                found = self._logs[topic_id] = TierLog(objects, groups, self._store.catalog, topic_id, folder, name)
+                found = self._logs[topic_id] = TierLog(self, self._store.catalog, topic_id, folder, name)
             return found
 
     def has(self, topic_id: str) -> bool:
@@ -161,6 +160,11 @@ class Tier:
         if found.get("store") != self.store_id:
             raise TierError(f"the tier belongs to the store {found.get('store')}: take another address or prefix", url)
         check_epoch(int(found.get("epoch", 0)), self.epoch, url)
+
+    def requests(self) -> dict[str, int]:
+        """What this process asked of it so far, by name; empty when it asked nothing."""
+        with self._lock:
+            return {} if self._objects is None else self._objects.counters.read()
 
     def note_pass(self, error: Exception | None) -> None:
         """Remembers how the background work on the tier went."""

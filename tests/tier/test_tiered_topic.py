@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import streamcore as sc
-from streamcore.tier import keeping, offload
+from streamcore.tier import address, keeping, offload
 from streamcore.tier.objects import Objects
 
 SEGMENT_BYTES = 64 << 10
@@ -508,6 +508,32 @@ def test_while_the_tier_cannot_be_reached_appends_and_local_reads_go_on(
     [run] = store.maintain(["tier"]) or []
     assert run.error is None
     assert topic.scan().count() == 2001 - topic.partitions[0].start_offset
+
+
+def test_what_is_here_is_read_where_nobody_knows_how_to_get_to_the_tier(
+    store: sc.Store, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    fill(topic)
+    move(topic)
+    fill(topic, 100)
+    local = topic.partitions[0].local_start_offset
+    store.close()
+
+    def nowhere(*_: Any) -> Any:
+        raise ImportError("a tier at s3:// needs obstore")
+
+    monkeypatch.setattr(address, "connect", nowhere)
+    with sc.open(store_path, maintenance=False) as again:
+        topic = again.topic("clicks")
+        assert topic.partitions[0].start_offset == 0
+        assert [record.offset for record in topic.scan(start=local)] == list(range(local, 2100))
+        topic.append([b"more"])
+        with again.consumer("clicks", start="latest") as consumer:
+            topic.append([b"still more"])
+            assert [record.value for record in consumer.poll(5000)] == [b"still more"]
+        with pytest.raises(ImportError, match="obstore"):
+            list(topic.scan())
 
 
 def test_retention_goes_on_here_while_the_tier_has_older_records_and_does_not_answer(
