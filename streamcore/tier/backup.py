@@ -34,7 +34,7 @@ def back_up(store: Store, tier: Tier, *, at_most_every_s: float = 0.0) -> bool:
     tier.backed_up_s = time.monotonic()
     if name == tier.backed_up:
         return False
-    tier.claim()
+    tier.claim(again=True)
     tier.objects.put(f"{FOLDER}/{name}", data)
     url = tier.objects.url_of(documents.STORE_PATH)
     before: list[str] = []

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from streamcore.errors import CorruptionError, StreamcoreError
+from streamcore.errors import CorruptionError, StreamcoreError, TierError
 from streamcore.tier import backup, documents, keeping
 from streamcore.tier.manifest import Entry, Manifest
 from streamcore.tier.objects import Info, ObjectMissingError
@@ -142,6 +142,8 @@ def _unnamed_of_partition(tier: Tier, folder: str, infos: list[Info]) -> Iterato
     path = f"{folder}/manifest.json"
     try:
         document = documents.load(tier.objects, path)
+        if document is None and tier.knows(folder):
+            raise TierError("the manifest is gone", tier.objects.url_of(path))
         entries = () if document is None else Manifest.of(document.content, tier.objects.url_of(path)).entries
     except StreamcoreError as error:  # nothing can be said of its objects
         _log.warning("gc leaves %s alone: %s", folder, error)

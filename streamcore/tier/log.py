@@ -74,12 +74,31 @@ class TierLog:
         return known
 
     def fresh(self, partition: int) -> kept.Copy | None:
-        """The manifest as the tier has it now; None: there is none."""
-        path = self.path_of(partition, "manifest.json")
-        found = documents.load(self._objects, path)
+        """The manifest as the tier has it now; None: there is none. One that somebody deleted is put back.
+
+        Raises TierError, CorruptionError, FencedError.
+        """
+        found = documents.load(self._objects, self.path_of(partition, "manifest.json"))
         if found is None:
-            return None
+            known = self._known.get(partition) or kept.copy(self._catalog, self.topic_id, partition)
+            return None if known is None else self._put_back(partition, known)
         return self.note(partition, found, durable=False)
+
+    def _put_back(self, partition: int, known: kept.Copy) -> kept.Copy | None:
+        """From the copy in the catalog: what is here goes only behind that, so it misses nothing that is not here."""
+        path = self.path_of(partition, "manifest.json")
+        topic = documents.load(self._objects, f"{self.folder}/topic.json")
+        if topic is None or topic.content.get("deleted"):
+            return None
+        if not self._catalog.writable:
+            raise TierError("the manifest is gone", self._objects.url_of(path))
+        self._tier.claim(again=True)
+        document = documents.change(
+            self._objects, path, lambda content: dict(known.document.content) if content is None else None
+        )
+        assert document is not None
+        _log.warning("%s/%d: the manifest was gone, and was put back from its copy", self._name, partition)
+        return self.note(partition, document, durable=True)
 
     def note(self, partition: int, document: documents.Document, *, durable: bool) -> kept.Copy:
         """Takes what the tier has, and keeps a copy in the catalog where that can be written."""

@@ -161,6 +161,12 @@ class Tier:
             raise TierError(f"the tier belongs to the store {found.get('store')}: take another address or prefix", url)
         check_epoch(int(found.get("epoch", 0)), self.epoch, url)
 
+    def knows(self, folder: str) -> bool:
+        """Whether the catalog has a copy of the manifest of a partition, whose folder in the tier this is."""
+        _, topic_folder, partition = folder.split("/")
+        topic_id = topic_folder.rpartition("-")[2]
+        return kept.version(self._store.catalog, topic_id, int(partition)) > 0
+
     def requests(self) -> dict[str, int]:
         """What this process asked of it so far, by name; empty when it asked nothing."""
         with self._lock:

@@ -841,6 +841,29 @@ def test_gc_removes_what_nothing_names_once_it_is_old(store: sc.Store, tier_path
     assert topic.scan().count() == 2000
 
 
+def test_a_manifest_that_somebody_deleted_is_put_back_and_no_object_is_lost(
+    store: sc.Store, tier_path: Path, store_path: Path
+) -> None:
+    topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    fill(topic)
+    move(topic)
+    named = parquet_files(tier_path)
+    next(tier_path.rglob("manifest.json")).unlink()
+    with sc.open(store_path, "r") as reader, pytest.raises(sc.TierError, match="the manifest is gone"):
+        assert reader.tier is not None
+        reader.tier.verify()
+    fill(topic, 100)
+    topic.offload()
+    assert store.tier is not None
+    assert store.tier.gc(grace_s=0).objects == 0
+    assert set(named) < set(parquet_files(tier_path))
+    move(topic)
+    assert [record.offset for record in topic.scan()] == list(range(2100))
+    next(tier_path.rglob("manifest.json")).unlink()
+    assert store.tier.gc(grace_s=0).objects == 0  # also when it is the first to look
+    assert store.tier.verify() == []
+
+
 def test_verify_names_each_object_that_is_not_what_was_put_there(store: sc.Store, tier_path: Path) -> None:
     topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
     fill(topic)
