@@ -128,6 +128,17 @@ def furnished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def give_a_tier(folder: Path) -> None:
+    """The store's tier is the folder `archive`, and has what is in `clicks`."""
+    with sc.open(folder / "streamcore-data", tier=f"file://{folder}/archive") as store:
+        assert store.tier is not None
+        clicks = store.topic("clicks")
+        clicks.alter(tier=True)
+        clicks.roll()
+        clicks.offload()
+        store.tier.back_up()
+
+
 def run(example: str, folder: Path, path: str) -> None:
     """Run an example in a shell whose user answers yes to every question, and interrupt it if it does not end."""
     shell = "zsh" if "completion zsh" in example else "bash"
@@ -187,6 +198,8 @@ def test_the_examples_of_a_command_run_as_they_stand_in_its_help(
         folder = tmp_path / ("folder" if name in EMPTY else str(number))
         if not folder.exists():
             shutil.copytree(files if name in EMPTY else furnished, folder)
+            if name.startswith("streamcore tier") and name != "streamcore tier set":
+                give_a_tier(folder)
         run(example, folder, tools)
 
 

@@ -25,10 +25,10 @@ def command() -> None:
 
     \b
     Examples:
-      streamcore tier set s3://events/shop --option region=eu-central-1
       streamcore topic alter clicks --tier --local-retention-ms 7d
       streamcore tier status
-      streamcore tier restore s3://events/shop --store ./shop-again
+      streamcore tier offload clicks --roll
+      streamcore tier restore "file://$PWD/archive" --store ./shop-again
     """
 
 
@@ -247,7 +247,7 @@ def restore(settings: Settings, url: str, options: tuple[str, ...]) -> None:
 
     \b
     Examples:
-      streamcore tier restore s3://events/shop --store ./shop-again
+      streamcore tier restore "file://$PWD/archive" --store ./shop-again
     """
     from streamcore.cli.output import emit_records, note, progress
     from streamcore.tier.restore import restore as run

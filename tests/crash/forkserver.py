@@ -26,6 +26,13 @@ _REQUEST_MAX = 1 << 16
 _LINE_BUFFER = 4096
 
 
+def is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    """Whether something comes within the time; of any descriptor, while `select` knows those below 1024."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
+
+
 class Channel:
     """A child's end of the line to its parent. Writing blocks when the parent does not read: it is bounded."""
 
@@ -42,7 +49,7 @@ class Channel:
 
     def is_told_to_stop(self) -> bool:
         """Whether the parent wants no more."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return is_readable(self._connection, 0)
 
     def wait_to_be_told(self) -> None:
         """Waits until the parent says something, or for the end by a signal."""
@@ -64,7 +71,7 @@ class Child:
 
     def read(self, timeout_s: float) -> bool:
         """Reads what there is, or comes within the time; False when nothing came."""
-        if self._at_end or not select.select([self._connection], [], [], timeout_s)[0]:
+        if self._at_end or not is_readable(self._connection, timeout_s):
             return False
         data = b""
         with contextlib.suppress(ConnectionResetError):
