@@ -109,16 +109,20 @@ static int has_leftovers(sc_partition *partition, const sc_tail *tail, bool *has
     return code;
 }
 
+static int lock_partition(sc_topic *topic, uint32_t number, sc_partition **partition, sc_error *error)
+{
+    if (!topic->writable)
+        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
+    int code = sc_topic_partition(topic, number, partition, error);
+    return code == SC_OK ? sc_partition_lock(*partition, error) : code;
+}
+
 static int delete_inside(sc_topic *topic, uint32_t number, int64_t offset, sc_removal *removal, sc_error *error)
 {
     sc_partition *partition;
     sc_tail tail;
     bool needed = false;
-    if (!topic->writable)
-        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
-    int code = sc_topic_partition(topic, number, &partition, error);
-    if (code == SC_OK)
-        code = sc_partition_lock(partition, error);
+    int code = lock_partition(topic, number, &partition, error);
     if (code != SC_OK)
         return code;
     code = raise_start(partition, offset, &tail, &needed, error);
@@ -152,11 +156,7 @@ static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32
 {
     sc_partition *partition;
     sc_tail tail;
-    if (!topic->writable)
-        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
-    int code = sc_topic_partition(topic, number, &partition, error);
-    if (code == SC_OK)
-        code = sc_partition_lock(partition, error);
+    int code = lock_partition(topic, number, &partition, error);
     if (code != SC_OK)
         return code;
     code = sc_partition_locked_tail(partition, &tail, error);
@@ -194,11 +194,7 @@ static int roll_inside(sc_topic *topic, uint32_t number, int64_t *base_offset, s
 {
     sc_partition *partition;
     sc_tail tail;
-    if (!topic->writable)
-        return sc_fail(error, SC_READ_ONLY, "the store was opened for reading");
-    int code = sc_topic_partition(topic, number, &partition, error);
-    if (code == SC_OK)
-        code = sc_partition_lock(partition, error);
+    int code = lock_partition(topic, number, &partition, error);
     if (code != SC_OK)
         return code;
     code = sc_partition_locked_tail(partition, &tail, error);

@@ -31,3 +31,12 @@ def check_folder(path: Path) -> None:
     if not stat.S_ISDIR(mode):
         number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
         raise OSError(number, os.strerror(number), str(path))
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the drive."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,7 +37,7 @@ from streamcore.errors import (
     StreamcoreError,
     TopicNotFoundError,
 )
-from streamcore.files import check_folder, open_file
+from streamcore.files import check_folder, open_file, sync_folder
 from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
 from streamcore.topic_handle import TopicHandle
@@ -868,7 +868,7 @@ def _prepare_folder(path: Path, mode: Mode) -> None:
         if mode == "rw":
             _make_folder(path)
             (path / "topics").mkdir(exist_ok=True)
-            _sync_folder(path)
+            sync_folder(path)
         elif not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
         if os.path.lexists(path / "topics"):
@@ -903,14 +903,14 @@ def _make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for parent in path.parents[: missing + 1]:
         with contextlib.suppress(PermissionError):  # it may be written to, and not be read
-            _sync_folder(parent)
+            sync_folder(parent)
 
 
 def _make_topic_folder(store_path: Path, folder: str) -> None:
     topics = store_path / "topics"
     try:
         (topics / folder).mkdir()
-        _sync_folder(topics)
+        sync_folder(topics)
     except OSError as error:
         raise StorageError(error.errno or 0, "a topic's folder cannot be made", str(topics / folder)) from None
 
@@ -922,7 +922,7 @@ def _remove_topic_folder(store_path: Path, folder: str) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             (topics / folder).rename(gone)
-        _sync_folder(topics)
+        sync_folder(topics)
     except OSError as error:
         raise StorageError(error.errno or 0, "a topic's folder cannot be removed", str(topics / folder)) from None
     _remove_folder(gone)
@@ -939,11 +939,3 @@ def _digest_of(path: str, size_bytes: int) -> Digest:
     except OSError as error:
         raise StorageError(error.errno or 0, "a segment cannot be read", path) from None
     return Digest(path, size_bytes - left, digest.hexdigest())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -400,6 +400,40 @@ static void test_without_its_note_a_log_begins_at_its_first_segment(void)
     folder_remove(path);
 }
 
+static int begin(sc_topic *topic, int64_t offset, sc_error *error)
+{
+    return sc_partition_begin(topic, 0, offset, 1, error);
+}
+
+static void test_a_log_that_never_had_a_record_begins_where_it_is_told_for_good(void)
+{
+    sc_error error;
+    folder_make(path);
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    CHECK_EQ(begin(topic, -1, &error), SC_RANGE);
+    CHECK_OK(begin(topic, 5000, &error), error);
+    CHECK_EQ(begin(topic, 6000, &error), SC_RANGE);
+    CHECK_EQ(error.offset, 5000);
+    check_range(topic, 5000, 5000);
+    topic_abandon(topic); /* as if the process had died */
+    check_everywhere(5000, 5000);
+    topic = topic_open_with(path, false, SEGMENT);
+    CHECK_EQ(begin(topic, 1, &error), SC_READ_ONLY);
+    topic_close(topic);
+    topic = topic_open_with(path, true, SEGMENT);
+    int64_t end = describe(topic).end_offset;
+    append_records(topic, 0, end, EACH);
+    check_range(topic, 5000, end + EACH);
+    topic_close(topic);
+    check_everywhere(5000, end + EACH);
+    folder_remove(path);
+    topic = make_log();
+    CHECK_EQ(begin(topic, COUNT, &error), SC_RANGE);
+    check_range(topic, 0, COUNT);
+    topic_close(topic);
+    folder_remove(path);
+}
+
 int main(int argc, char **argv)
 {
     RUN(test_a_log_begins_where_it_was_told_and_whole_segments_below_go);
@@ -415,5 +449,6 @@ int main(int argc, char **argv)
     RUN(test_files_that_go_before_the_note_leave_a_hole);
     RUN(test_a_hole_below_the_start_is_no_damage);
     RUN(test_without_its_note_a_log_begins_at_its_first_segment);
+    RUN(test_a_log_that_never_had_a_record_begins_where_it_is_told_for_good);
     return 0;
 }

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from streamcore.files import sync_folder
 from streamcore.tier.objects import (
     Buffer,
     ConflictError,
@@ -142,7 +143,7 @@ class FolderObjects(Objects):
                 beside.unlink()
             raise
         for folder in {target.parent, *(made.parent for made in new_folders)}:
-            _sync_folder(folder)
+            sync_folder(folder)
         return _tag_of(status)
 
     @contextlib.contextmanager
@@ -174,11 +175,3 @@ def _date(descriptor: int, replaced: Path) -> None:
 def _unless_gone(error: OSError) -> None:
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
