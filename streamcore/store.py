@@ -270,6 +270,10 @@ class Store:
             raise TopicNotFoundError(self._missing(name))
         topic.close_core(deleted=True)
         self.forget(topic.id)
+        if self.tier is not None:
+            from streamcore.tier import kept
+
+            kept.forget_copies(self.catalog, topic.id)
         _remove_topic_folder(self.path, topic.folder)
         self.catalog.end_deletion(topic.folder)
         self.topics_changed()

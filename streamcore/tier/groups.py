@@ -83,12 +83,6 @@ class RowGroups:
             self._drop_old()
         return future
 
-    def is_here(self, piece: Piece) -> bool:
-        """Whether it would be given at once."""
-        with self._lock:
-            found = self._held.get(piece.key)
-            return found is not None and found.done()
-
     def close(self) -> None:
         """Fetches nothing any more."""
         with self._lock:

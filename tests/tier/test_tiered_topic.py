@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import streamcore as sc
-from streamcore.tier import address, keeping, offload
+from streamcore.tier import address, keeping, kept, offload
 from streamcore.tier.objects import Objects
 
 SEGMENT_BYTES = 64 << 10
@@ -438,6 +438,7 @@ def test_a_deleted_topic_leaves_nothing_in_the_tier(store: sc.Store, tier_path: 
     assert [path for path in (tier_path / "topics").rglob("*") if path.is_file()] == []
     again = store.create_topic("clicks", tier=True)
     assert list(again.scan()) == []
+    assert kept.topics_with_copies(store.catalog) == frozenset()
 
 
 # ---- local data goes only when the tier has it -----------------------------------------------------------------------
