@@ -693,6 +693,8 @@ class Store:
             self._close()
 
     def _close(self) -> None:
+        if self._tier is not None:
+            self._tier.give_up()  # or the background work would try for as long as a deadline allows
         self._maintenance.stop()
         failures: list[BaseException] = []
         self._close_producers(failures)

@@ -182,6 +182,13 @@ class Tier:
         if self.cache is not None:
             self.cache.forget(entry.digest)
 
+    def give_up(self) -> None:
+        """Has what fails from now on fail at once; called by the store before it waits for its background work."""
+        with self._lock:
+            objects = self._objects
+        if objects is not None:
+            objects.close()
+
     def close(self) -> None:
         """Ends what is fetched; called by the store."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import decimal
 import os
@@ -17,7 +18,7 @@ import pytest
 
 import streamcore as sc
 from streamcore.tier import address, keeping, kept, offload
-from streamcore.tier.objects import Objects
+from streamcore.tier.objects import Objects, Retries, Transient
 
 SEGMENT_BYTES = 64 << 10
 Open = Callable[..., sc.Store]
@@ -535,6 +536,33 @@ def test_what_is_here_is_read_where_nobody_knows_how_to_get_to_the_tier(
             assert [record.value for record in consumer.poll(5000)] == [b"still more"]
         with pytest.raises(ImportError, match="obstore"):
             list(topic.scan())
+
+
+def test_closing_does_not_wait_for_a_tier_that_does_not_answer(
+    store: sc.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    fill(topic)
+    objects = objects_of(store)
+    failed = threading.Event()
+
+    def fail(*_: Any) -> Any:
+        failed.set()
+        raise Transient("it does not answer")
+
+    monkeypatch.setattr(objects, "_get", fail)
+    monkeypatch.setattr(objects, "_retries", Retries(10**6, 10**6, 10**6))
+
+    def maintain() -> None:
+        with contextlib.suppress(sc.StreamcoreError):  # the store is closed before it can note what it did
+            store.maintain(["tier"])
+
+    thread = threading.Thread(target=maintain)
+    thread.start()
+    assert failed.wait(20)
+    store.close()  # for which the thread's pause of days would be in the way
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_retention_goes_on_here_while_the_tier_has_older_records_and_does_not_answer(
