@@ -559,7 +559,9 @@ class Store:
     def _finish_what_was_left(self) -> None:
         """Groups that are ahead of their logs go back; transactions are finished or, those of the dead, aborted."""
         with self.catalog.reading() as connection:
-            tables = {name for (name,) in connection.execute("select name from sqlite_schema where name like '%_boot'")}
+            names = connection.execute("select name from sqlite_schema where name like '%_boot' or name = 'tier'")
+            tables = {name for (name,) in names}
+        self._knows_tier = "tier" not in tables  # saves asking for it
         if "group_boot" in tables:
             from streamcore import groups
 
