@@ -186,6 +186,7 @@ class Fetcher:
     def seek(self, key: Key, position: int) -> None:
         """Goes on elsewhere in a partition; what lies before is processed."""
         self.drop()
+        self._fetched.pop(key, None)
         self._positions.offsets[key] = position
         if self._before_poll is not None:
             self._before_poll[key] = position

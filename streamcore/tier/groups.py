@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import xxhash
@@ -17,6 +18,7 @@ from streamcore.tier.manifest import Entry
 from streamcore.tier.objects import Objects
 from streamcore.tier.parquet import Footer
 
+_Made = TypeVar("_Made")
 AT_ONCE = 2
 _FOOTERS_MAX = 256
 _MEMORY_BYTES = 16 << 20  # of row groups that were read and may be read again
@@ -58,11 +60,14 @@ class RowGroups:
             if found is not None:
                 self._footers.move_to_end(entry.name)
                 return found
-        start = entry.size - entry.footer_bytes
-        data = self._fetched(entry, path, _FOOTER, [(start, entry.size)])[start]
-        if xxhash.xxh3_128_hexdigest(data) != entry.footer_digest:
-            raise CorruptionError("the end of the object is not what was put there", self._objects.url_of(path))
-        made = Footer(data, self._objects.url_of(path))
+        start, url = entry.size - entry.footer_bytes, self._objects.url_of(path)
+
+        def checked(found: dict[int, memoryview]) -> Footer:
+            if xxhash.xxh3_128_hexdigest(found[start]) != entry.footer_digest:
+                raise CorruptionError("the end of the object is not what was put there", url)
+            return Footer(found[start], url)
+
+        made = self._made(entry, path, _FOOTER, [(start, entry.size)], checked)
         with self._lock:
             self._footers[entry.name] = made
             if len(self._footers) > _FOOTERS_MAX:
@@ -103,18 +108,27 @@ class RowGroups:
     def _read(self, piece: Piece) -> pa.Table:
         footer = self.footer(piece.entry, piece.path)
         ranges = footer.ranges(piece.number, piece.columns)
-        found = self._fetched(piece.entry, piece.path, _name_of(piece), ranges)
-        return footer.read(piece.number, piece.columns, found)
+        read = functools.partial(footer.read, piece.number, piece.columns)
+        return self._made(piece.entry, piece.path, _name_of(piece), ranges, read)
 
-    def _fetched(self, entry: Entry, path: str, name: str, ranges: Sequence[tuple[int, int]]) -> dict[int, memoryview]:
+    def _made(
+        self,
+        entry: Entry,
+        path: str,
+        name: str,
+        ranges: Sequence[tuple[int, int]],
+        make: Callable[[dict[int, memoryview]], _Made],
+    ) -> _Made:
+        """What `make` makes of some ranges of an object, from the cache or fetched. What it refuses is not kept."""
         known = None if self._cache is None else self._cache.get(entry.digest, name)
         if known is not None and all(start in known for start, _ in ranges):
-            return {start: memoryview(data) for start, data in known.items()}
+            return make({start: memoryview(data) for start, data in known.items()})
         data = self._objects.get_ranges(path, ranges)
         found = {start: memoryview(piece) for (start, _), piece in zip(ranges, data, strict=True)}
+        made = make(found)
         if self._cache is not None:
             self._cache.put(entry.digest, name, found)
-        return found
+        return made
 
 
 def _name_of(piece: Piece) -> str:

@@ -153,6 +153,19 @@ def test_wrong_bytes_never_come_out_and_never_let_local_data_go(
         assert list(again.topic("clicks").scan()) == records
 
 
+def test_wrong_bytes_are_not_kept_in_the_cache(proxy: FaultProxy, faulty: Place, store_path: Path) -> None:
+    with opened(store_path, faulty) as store:
+        topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+        fill(topic)
+        records = list(topic.scan())
+        move(topic)
+        with going_wrong(proxy, Fault.wrong(60, method="GET", path=r"\.parquet", times=None)):
+            for _ in range(2):  # the end of an object, and, should that be whole, a row group
+                with pytest.raises((sc.CorruptionError, sc.TierError)):
+                    list(topic.scan())
+        assert list(topic.scan()) == records
+
+
 def test_a_bucket_that_is_full_or_silent_is_said_so_and_nothing_goes(
     proxy: FaultProxy, faulty: Place, store_path: Path
 ) -> None:

@@ -306,6 +306,21 @@ def test_an_event_loop_goes_on_while_a_consumer_waits_for_the_tier(
     assert asyncio.run(read()) == (2000, 50)
 
 
+def test_behind_a_seek_back_an_event_loop_has_a_thread_fetch_again(store: sc.Store) -> None:
+    topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    fill(topic)
+    move(topic)
+
+    async def read() -> None:
+        with store.consumer("clicks") as consumer:
+            assert len(await consumer.poll_async(20_000, 100)) == 100
+            consumer.seek("clicks", 0, "earliest")
+            assert consumer._fetcher.to_fetch(in_loop=False) is not None
+            assert (await consumer.poll_async(20_000, 1))[0].offset == 0
+
+    asyncio.run(read())
+
+
 def test_a_group_goes_on_in_the_tier_where_it_has_committed(store: sc.Store) -> None:
     topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
     fill(topic)
