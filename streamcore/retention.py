@@ -12,8 +12,9 @@ import dataclasses
 import logging
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamcore.errors import OffsetOutOfRangeError
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 FUTURE_MS_MAX = 24 * 3600 * 1000
 _log = logging.getLogger("streamcore.retention")
 _warned: weakref.WeakKeyDictionary[Topic, set[tuple[int, int]]] = weakref.WeakKeyDictionary()
+
+
+class Sized(Protocol):
+    """Some records of a partition: behind which offset they end, and their bytes."""
+
+    @property
+    def end_offset(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
 
 
 class Removed(NamedTuple):
@@ -73,7 +83,7 @@ def apply_retention(topic: Topic, now_ms: int | None = None) -> RetentionReport:
         future += sum(_is_from_the_future(topic, segment, now) for segment in held)
         before = max(
             _end_of_expired(topic, held, config.retention_ms, now),
-            _end_of_surplus(held, config.retention_bytes),
+            end_of_surplus(held, config.retention_bytes),
         )
         if before < 0:
             continue
@@ -104,7 +114,7 @@ def _end_of_expired(topic: Topic, held: list[Segment], retention_ms: int | None,
     return end
 
 
-def _end_of_surplus(held: list[Segment], retention_bytes: int | None) -> int:
+def end_of_surplus(held: Sequence[Sized], retention_bytes: int | None) -> int:
     """The offset behind the oldest segments without which there are still `retention_bytes`; -1: none."""
     end = -1
     surplus = 0 if retention_bytes is None else sum(segment.size_bytes for segment in held) - retention_bytes

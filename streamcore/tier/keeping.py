@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import xxhash
 
 from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
-from streamcore.retention import Removed, RetentionReport
+from streamcore.retention import Removed, RetentionReport, end_of_surplus
 from streamcore.tier import offload
 from streamcore.tier.documents import Content
 from streamcore.tier.log import TierLog
@@ -94,14 +94,7 @@ def _end_of_what_goes(held: list[_Held], retention_ms: int | None, retention_byt
     if retention_ms is not None:
         for one in itertools.takewhile(lambda one: _is_older(one, now - retention_ms), held):
             end = one.end_offset
-    if retention_bytes is not None:
-        surplus = sum(one.size_bytes for one in held) - retention_bytes
-        for one in held[:-1]:
-            surplus -= one.size_bytes
-            if surplus < 0:
-                break
-            end = max(end, one.end_offset)
-    return end
+    return max(end, end_of_surplus(held, retention_bytes))
 
 
 def _is_older(one: _Held, moment_ms: int) -> bool:
