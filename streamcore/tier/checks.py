@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streamcore.errors import CorruptionError, StreamcoreError, TierError
 from streamcore.tier import backup, documents, keeping
-from streamcore.tier.manifest import Entry, Manifest
+from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import Info, ObjectMissingError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _unnamed_catalogs(tier: Tier, infos: list[Info]) -> Iterator[Info]:
 
 
 def _unnamed_of_partition(tier: Tier, folder: str, infos: list[Info]) -> Iterator[Info]:
-    path = f"{folder}/manifest.json"
+    path = f"{folder}/{MANIFEST}"
     try:
         document = documents.load(tier.objects, path)
         if document is None and tier.knows(folder):

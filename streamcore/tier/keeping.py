@@ -19,7 +19,6 @@ import xxhash
 from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
 from streamcore.retention import Removed, RetentionReport, end_of_surplus
 from streamcore.tier import offload
-from streamcore.tier.documents import Content
 from streamcore.tier.log import TierLog
 from streamcore.tier.manifest import Entry, Manifest, check_epoch
 from streamcore.tier.objects import ObjectMissingError
@@ -139,17 +138,14 @@ def raise_start(tier: Tier, log: TierLog, partition: int, offset: int) -> tuple[
     if known is None or known.manifest.start_offset >= offset:
         return gone
     tier.claim()
-    url = tier.objects.url_of(log.path_of(partition, "manifest.json"))
 
-    def raised(content: Content | None) -> Content | None:
+    def raised(found: Manifest | None) -> Manifest | None:
         nonlocal gone
-        assert content is not None
-        found = Manifest.of(content, url)
-        check_epoch(found.epoch, tier.epoch, url)
+        assert found is not None
         if found.start_offset >= offset:
             return None
-        changed, gone = dataclasses.replace(found, epoch=tier.epoch).with_start(offset)
-        return changed.as_content()
+        changed, gone = found.with_start(offset)
+        return changed
 
     offload.change_manifest(tier, log, partition, raised, known)
     return gone
@@ -191,7 +187,7 @@ def _verified_end(topic: Topic, tier: Tier, log: TierLog, partition: int, wanted
     known = log.fresh(partition)
     if known is None:
         return -1
-    check_epoch(known.manifest.epoch, tier.epoch, tier.objects.url_of(log.path_of(partition, "manifest.json")))
+    check_epoch(known.manifest.epoch, tier.epoch, log.manifest_url(partition))
     end = max(known.verified_offset, known.manifest.start_offset)
     for entry in known.manifest.entries:
         if entry.end_offset <= end:
@@ -235,13 +231,10 @@ def put_again(topic: Topic, tier: Tier, log: TierLog, partition: int, entry: Ent
     with offload.temporary(tier.uploads, topic, found[0]) as file:
         made = offload.write_object(topic, found[0], entry.base_offset, entry.end_offset, file)
         offload.put(tier, log, partition, made, file)
-    url = tier.objects.url_of(log.path_of(partition, "manifest.json"))
 
-    def replaced(content: Content | None) -> Content | None:
-        assert content is not None
-        manifest = Manifest.of(content, url)
-        check_epoch(manifest.epoch, tier.epoch, url)
+    def replaced(manifest: Manifest | None) -> Manifest:
+        assert manifest is not None
         entries = tuple(made if one == entry else one for one in manifest.entries)
-        return dataclasses.replace(manifest, version=manifest.version + 1, entries=entries).as_content()
+        return dataclasses.replace(manifest, version=manifest.version + 1, entries=entries)
 
     offload.change_manifest(tier, log, partition, replaced, log.copy(partition))

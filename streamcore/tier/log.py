@@ -19,7 +19,7 @@ from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
 from streamcore.segments import Segment
 from streamcore.tier import documents, kept
 from streamcore.tier.groups import Piece, RowGroups, ahead
-from streamcore.tier.manifest import Entry, Manifest
+from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import ObjectMissingError, Objects
 from streamcore.tier.parquet import RowGroup, restored, times_ms
 
@@ -61,6 +61,10 @@ class TierLog:
         """The path of an object."""
         return f"{self.folder}/{partition:010d}/{name}"
 
+    def manifest_url(self, partition: int) -> str:
+        """The address of a manifest."""
+        return f"{self._tier.url}/{self.path_of(partition, MANIFEST)}"
+
     def copy(self, partition: int) -> kept.Copy | None:
         """The manifest as far as this machine knows it: a fifth of a second behind other processes, at most."""
         with self._lock:
@@ -78,7 +82,7 @@ class TierLog:
 
         Raises TierError, CorruptionError, FencedError.
         """
-        found = documents.load(self._objects, self.path_of(partition, "manifest.json"))
+        found = documents.load(self._objects, self.path_of(partition, MANIFEST))
         if found is None:
             known = self._known.get(partition) or kept.copy(self._catalog, self.topic_id, partition)
             return None if known is None else self._put_back(partition, known)
@@ -86,7 +90,7 @@ class TierLog:
 
     def _put_back(self, partition: int, known: kept.Copy) -> kept.Copy | None:
         """From the copy in the catalog: what is here goes only behind that, so it misses nothing that is not here."""
-        path = self.path_of(partition, "manifest.json")
+        path = self.path_of(partition, MANIFEST)
         topic = documents.load(self._objects, f"{self.folder}/topic.json")
         if topic is None or topic.content.get("deleted"):
             return None
@@ -102,7 +106,7 @@ class TierLog:
 
     def note(self, partition: int, document: documents.Document, *, durable: bool) -> kept.Copy:
         """Takes what the tier has, and keeps a copy in the catalog where that can be written."""
-        url = self._objects.url_of(self.path_of(partition, "manifest.json"))
+        url = self.manifest_url(partition)
         manifest = Manifest.of(document.content, url)
         if (manifest.topic_id, manifest.partition) != (self.topic_id, partition):
             raise CorruptionError(f"the manifest is of partition {manifest.partition} of {manifest.topic_id}", url)

@@ -15,6 +15,7 @@ from typing import Any
 from streamcore.errors import CorruptionError, FencedError
 from streamcore.tier.documents import Content
 
+MANIFEST = "manifest.json"  # in a partition's folder
 _NAME = re.compile(r"\d{20}-[0-9a-f]{32}-[0-9a-f]{8}\.parquet")
 _OFFSET_MAX = (1 << 63) - 1
 

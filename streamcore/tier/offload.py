@@ -25,7 +25,7 @@ from streamcore.tier import backup, documents, parquet
 from streamcore.tier.documents import Content, Document
 from streamcore.tier.kept import Copy
 from streamcore.tier.log import TierLog
-from streamcore.tier.manifest import Entry, Manifest, check_epoch
+from streamcore.tier.manifest import MANIFEST, Entry, Manifest, check_epoch
 
 if TYPE_CHECKING:
     from streamcore.segments import Segment
@@ -84,8 +84,7 @@ def _offload_partition(topic: Topic, tier: Tier, log: TierLog, partition: int, s
     done = []
     known = log.fresh(partition)
     if known is not None:
-        url = tier.objects.url_of(log.path_of(partition, "manifest.json"))
-        check_epoch(known.manifest.epoch, tier.epoch, url)
+        check_epoch(known.manifest.epoch, tier.epoch, log.manifest_url(partition))
     for segment in pending(topic, log, partition):
         if stop is not None and stop():
             break
@@ -192,27 +191,34 @@ def temporary(folder: Path, topic: Topic, segment: Segment) -> Iterator[Path]:
 
 def _note(topic: Topic, tier: Tier, log: TierLog, partition: int, entry: Entry, known: Copy | None) -> Copy:
     """Adds an object to the manifest, if that ends where the object begins."""
-    url = tier.objects.url_of(log.path_of(partition, "manifest.json"))
 
-    def added(content: Content | None) -> Content:
-        found = Manifest(topic.id, partition, tier.epoch, 0, entry.base_offset, ())
-        if content is not None:
-            found = Manifest.of(content, url)
-            check_epoch(found.epoch, tier.epoch, url)
+    def added(manifest: Manifest | None) -> Manifest:
+        found = manifest or Manifest(topic.id, partition, tier.epoch, 0, entry.base_offset, ())
         if found.end_offset != entry.base_offset:
             raise _Overtaken
-        return dataclasses.replace(found, epoch=tier.epoch).with_entry(entry).as_content()
+        return found.with_entry(entry)
 
     return change_manifest(tier, log, partition, added, known)
 
 
 def change_manifest(
-    tier: Tier, log: TierLog, partition: int, change: Callable[[Content | None], Content | None], known: Copy | None
+    tier: Tier, log: TierLog, partition: int, change: Callable[[Manifest | None], Manifest | None], known: Copy | None
 ) -> Copy:
-    """Changes a manifest, and keeps a copy of it, durably: what is here may go only behind that."""
-    document = documents.change(
-        tier.objects, log.path_of(partition, "manifest.json"), change, None if known is None else known.document
-    )
+    """Replaces a manifest by what `change` makes of it (None: no change), in this store's epoch.
+
+    Keeps a copy of it, durably: what is here may go only behind that. Raises FencedError, TierError.
+    """
+    url = log.manifest_url(partition)
+
+    def changed(content: Content | None) -> Content | None:
+        found = None if content is None else Manifest.of(content, url)
+        if found is not None:
+            check_epoch(found.epoch, tier.epoch, url)
+        made = change(found)
+        return None if made is None else dataclasses.replace(made, epoch=tier.epoch).as_content()
+
+    path = log.path_of(partition, MANIFEST)
+    document = documents.change(tier.objects, path, changed, None if known is None else known.document)
     assert document is not None
     return log.note(partition, document, durable=True)
 

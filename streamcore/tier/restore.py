@@ -27,7 +27,7 @@ from streamcore.errors import CorruptionError, StorageError, TierError
 from streamcore.store import Store
 from streamcore.tier import address, backup, documents, kept
 from streamcore.tier.documents import Content
-from streamcore.tier.manifest import Manifest
+from streamcore.tier.manifest import MANIFEST, Manifest
 from streamcore.tier.objects import Objects
 from streamcore.topic_handle import add_schema, native_settings
 
@@ -155,7 +155,7 @@ def _begun(
 
 def _copy_of(objects: Objects, row: TopicRow, partition: int, epoch: int | None) -> kept.Copy | None:
     """The manifest of a partition, from now on of this epoch; None: there is none."""
-    path = f"topics/{row.folder}/{partition:010d}/manifest.json"
+    path = f"topics/{row.folder}/{partition:010d}/{MANIFEST}"
     url = objects.url_of(path)
 
     def taken(content: Content | None) -> Content | None:
