@@ -83,6 +83,29 @@ static int read_node(exporter *self, int32_t index, sc_node *node)
     return SC_OK;
 }
 
+/* Arrow's readers do not look at the validity of a column that has no nulls by its count, whatever lies there. So
+ * neither do these: one batch has one reading. */
+static int get_validity(exporter *self, const sc_field *field, const sc_node *node, const void **out)
+{
+    int code = get_buffer(self, field->buffer, (node->length + 7) / 8, true, out);
+    if (code == SC_OK && node->null_count > 0 && *out == NULL)
+        return bad(self, "a column has nulls but no validity");
+    if (node->null_count == 0)
+        *out = NULL;
+    return code;
+}
+
+/* That of a whole column, which is as long as the batch. */
+static int column_validity(exporter *self, int column, const void **out)
+{
+    int32_t index = self->layout->columns[column];
+    sc_node node = {0};
+    int code = read_node(self, index, &node);
+    if (code == SC_OK && node.length != self->batch->record_count)
+        return bad(self, "a column is not as long as the batch");
+    return code != SC_OK ? code : get_validity(self, &self->layout->fields[index], &node, out);
+}
+
 /* ---- arrays ------------------------------------------------------------------------------------------------ */
 
 static void release_array(struct ArrowArray *array)
@@ -124,9 +147,7 @@ static int export_offsets(exporter *self, const sc_field *field, int64_t length,
     bool large = field->kind == SC_KIND_LARGE_BINARY || field->kind == SC_KIND_LARGE_LIST;
     int width = large ? 8 : 4;
     const void **ends = &array->buffers[1];
-    int code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
-    if (code == SC_OK)
-        code = get_buffer(self, field->buffer + 1, (length + 1) * width, length == 0, ends);
+    int code = get_buffer(self, field->buffer + 1, (length + 1) * width, length == 0, ends);
     *last = 0;
     if (code != SC_OK || *ends == NULL)
         return code;
@@ -137,9 +158,7 @@ static int export_offsets(exporter *self, const sc_field *field, int64_t length,
 
 static int export_views(exporter *self, const sc_field *field, int64_t length, struct ArrowArray *array)
 {
-    int code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
-    if (code == SC_OK)
-        code = get_buffer(self, field->buffer + 1, length * 16, false, &array->buffers[1]);
+    int code = get_buffer(self, field->buffer + 1, length * 16, false, &array->buffers[1]);
     if (code == SC_OK)
         code = get_buffer(self, field->buffer + 2, 0, false, &array->buffers[2]);
     if (code != SC_OK)
@@ -167,6 +186,7 @@ static int export_children(exporter *self, int32_t index, struct ArrowArray *arr
     return SC_OK;
 }
 
+/* Those behind the validity. */
 static int export_buffers(exporter *self, int32_t index, struct ArrowArray *array, int64_t length)
 {
     const sc_field *field = &self->layout->fields[index];
@@ -178,8 +198,7 @@ static int export_buffers(exporter *self, int32_t index, struct ArrowArray *arra
     case SC_KIND_BOOL:
     case SC_KIND_FIXED:
         needed = field->kind == SC_KIND_BOOL ? (length + 7) / 8 : length * field->width;
-        code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
-        return code != SC_OK ? code : get_buffer(self, field->buffer + 1, needed, false, &array->buffers[1]);
+        return get_buffer(self, field->buffer + 1, needed, false, &array->buffers[1]);
     case SC_KIND_BINARY:
     case SC_KIND_LARGE_BINARY:
         code = export_offsets(self, field, length, array, &last);
@@ -191,9 +210,8 @@ static int export_buffers(exporter *self, int32_t index, struct ArrowArray *arra
         code = export_offsets(self, field, length, array, &last);
         return code != SC_OK ? code : export_children(self, index, array, last);
     default:
-        code = get_buffer(self, field->buffer, (length + 7) / 8, true, &array->buffers[0]);
         needed = field->kind == SC_KIND_FIXED_LIST ? length * field->width : length;
-        return code != SC_OK ? code : export_children(self, index, array, needed);
+        return export_children(self, index, array, needed);
     }
 }
 
@@ -210,10 +228,8 @@ static int export_field(exporter *self, int32_t index, struct ArrowArray **out)
     array->null_count = node.null_count;
     for (int32_t i = 0; i < field->children; i++)
         array->children[i] = NULL;
-    code = export_buffers(self, index, array, node.length);
-    if (code == SC_OK && node.null_count > 0 && buffers > 0 && array->buffers[0] == NULL)
-        return bad(self, "a column has nulls but no validity");
-    return code;
+    code = buffers == 0 ? SC_OK : get_validity(self, field, &node, &array->buffers[0]);
+    return code != SC_OK ? code : export_buffers(self, index, array, node.length);
 }
 
 static int32_t child_of(const sc_layout *layout, int32_t index, int32_t number)
@@ -246,7 +262,7 @@ static int merge_validity(exporter *self, const sc_column *column, struct ArrowA
         sc_node node;
         int code = read_node(self, index, &node);
         if (code == SC_OK)
-            code = get_buffer(self, field->buffer, (node.length + 7) / 8, true, &validity);
+            code = get_validity(self, field, &node, &validity);
         if (code != SC_OK)
             return code;
         if (node.length != array->length)
@@ -467,7 +483,7 @@ static int read_binary(exporter *self, int column, const uint8_t **validity, con
     const sc_field *field = &self->layout->fields[self->layout->columns[column]];
     int64_t count = self->batch->record_count;
     const void *buffers[3];
-    int code = get_buffer(self, field->buffer, (count + 7) / 8, true, &buffers[0]);
+    int code = column_validity(self, column, &buffers[0]);
     if (code == SC_OK)
         code = get_buffer(self, field->buffer + 1, (count + 1) * 4, false, &buffers[1]);
     if (code == SC_OK)
@@ -486,7 +502,7 @@ static int read_binary(exporter *self, int column, const uint8_t **validity, con
 static int read_fixed(exporter *self, int column, const int64_t **values)
 {
     const sc_field *field = &self->layout->fields[self->layout->columns[column]];
-    const void *found;
+    const void *found = NULL;
     int code = get_buffer(self, field->buffer + 1, self->batch->record_count * 8, false, &found);
     *values = found;
     return code;
@@ -528,7 +544,7 @@ static void read_keys(void *context)
     if (code == SC_OK)
         code = read_binary(self, SC_COLUMN_KEY, &rows->key_validity, &rows->key_ends, &rows->keys, &rows->keys_size);
     if (code == SC_OK)
-        code = get_buffer(self, value->buffer, (self->batch->record_count + 7) / 8, true, &validity);
+        code = column_validity(self, SC_COLUMN_VALUE, &validity);
     rows->value_validity = validity;
     rows->count = self->batch->record_count;
     call->code = code;
@@ -648,7 +664,7 @@ static int find_offsets(exporter *self, const int64_t **offsets)
 {
     const sc_batch *batch = self->batch;
     uint32_t metadata_size;
-    const void *found;
+    const void *found = NULL;
     int64_t uncompressed, size = batch->record_count * 8;
     memcpy(&metadata_size, batch->message + 4, sizeof metadata_size);
     if (!sc_metadata_read(batch->message + SC_OPENING_SIZE, metadata_size, &self->metadata) ||

@@ -287,6 +287,31 @@ static void test_children_shorter_than_their_parents_are_an_error(void)
     hostile(schema_new("+w:3", "value", 1, schema_new("i", "item", 0)), set_short_struct_child);
 }
 
+/* Records, keys for compaction and Arrow arrays of one batch have to say the same, whatever it says. */
+static void test_a_column_without_nulls_by_its_count_has_none(void)
+{
+    enum { VALUE_NODE = 3 };
+    sc_layout *layout = plain_layout(1);
+    memory_batch written;
+    sc_rows rows;
+    sc_error error;
+    sc_bytes values[ROWS] = {[1] = {(const uint8_t *)"abc", 3}};
+    memory_batch_write(layout, &(sc_batch_input){.count = ROWS, .values = values}, 0, &written);
+    for (int nulls = ROWS - 1; nulls >= 0; nulls -= ROWS - 1) {
+        set_node(&written, VALUE_NODE, ROWS, nulls);
+        memory_batch_reseal(&written);
+        CHECK_OK(sc_batch_rows(&written.batch, &rows, &error), error);
+        CHECK_EQ(rows.value_validity != NULL, nulls > 0);
+        CHECK_OK(sc_batch_keys(&written.batch, &rows, &error), error);
+        CHECK_EQ(rows.value_validity != NULL, nulls > 0);
+        struct ArrowArray array = export_columns(&written.batch, all_columns, SC_COLUMNS);
+        CHECK_EQ(array.children[VALUE_NODE]->buffers[0] != NULL, nulls > 0);
+        array.release(&array);
+    }
+    memory_batch_free(&written);
+    sc_layout_free(layout);
+}
+
 static void test_rows_check_every_end(void)
 {
     for (int64_t row = 0; row <= ROWS; row++) {
@@ -412,6 +437,7 @@ int main(int argc, char **argv)
     RUN(test_a_child_that_was_moved_out_keeps_the_mapping_alive);
     RUN(test_metadata_that_lies_is_an_error);
     RUN(test_children_shorter_than_their_parents_are_an_error);
+    RUN(test_a_column_without_nulls_by_its_count_has_none);
     RUN(test_rows_check_every_end);
     RUN(test_rows_are_copied_part_by_part_as_they_are);
     RUN(test_rows_of_a_typed_batch_are_refused);
