@@ -38,6 +38,7 @@ def test_the_check_for_growth_finds_descriptors_memory_and_mappings_that_are_kep
     plan = Plan(12, tmp_path / "soak", SEED, roles=("lists", "tables", "producer", "maintenance"), bugs=bugs)
     report = Soak(plan).run(children)
     grown = {growth.name for growth in report.growing}
+    assert report.counts["prolonged"] == 1
     assert grown >= {"descriptors of lists", "anonymous of tables", "mappings of producer"}
     sound = {
         f"{kind} of {role}" for kind in ("descriptors", "threads") for role in ("tables", "producer", "maintenance")
