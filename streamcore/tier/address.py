@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ KEPT_OPTIONS = frozenset(
     )
 )
 _OURS = ("deadline_s", "timeout_s", "allow_http", "client_options", "credential_provider")
+_ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 _TIMEOUT_S = 30.0
 _memories: dict[str, Any] = {}  # what was put into memory:// stays for the life of the process
 _memories_lock = threading.Lock()
@@ -57,6 +59,14 @@ def check_kept(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def _allows_http(address: str, given: Mapping[str, Any]) -> bool:
+    """Whether requests may go unencrypted: by an option, by the server's address, by the variable of other tools."""
+    if "allow_http" in given:
+        return bool(given["allow_http"])
+    variable = _ALLOW_HTTP.get(address.split(":", 1)[0], "")
+    return str(given.get("endpoint", "")).startswith("http://") or os.environ.get(variable, "").lower() in ("true", "1")
+
+
 def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
     """The objects at an address.
 
@@ -86,7 +96,7 @@ def connect(url: str, options: Mapping[str, Any] | None = None) -> Objects:
             store = _memories.setdefault(address, stores.MemoryStore())
             return RemoteObjects(address, retries, store, store)
     client: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout_s), **given.get("client_options", {})}
-    if given.get("allow_http") or str(given.get("endpoint", "")).startswith("http://"):
+    if _allows_http(address, given):
         client["allow_http"] = True
     if address.startswith("gs:") and "endpoint" in given:
         given["base_url"] = given.pop("endpoint")  # one name for it, wherever the tier is

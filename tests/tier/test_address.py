@@ -42,6 +42,23 @@ def test_secrets_come_from_the_environment(
     assert objects.get("a")[0] == b"1"
 
 
+def test_the_server_too_may_come_from_the_environment(
+    versitygw: Server, connected: Connected, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = versitygw.place(BUCKET, prefix)
+    names = {"endpoint": "AWS_ENDPOINT_URL", "region": "AWS_REGION", **SECRETS["versitygw"]}
+    for option, variable in names.items():
+        monkeypatch.setenv(variable, str(place.options[option]))
+    with pytest.raises(TierError, match="needs the option allow_http"):
+        connected(Place(place.url, {})).put("a", b"1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    objects = connected(Place(place.url, {}))
+    objects.put("a", b"1")
+    assert objects.get("a")[0] == b"1"
+    with pytest.raises(TierError, match="needs the option allow_http"):
+        connected(Place(place.url, {"allow_http": False})).put("a", b"1")
+
+
 def test_secrets_come_from_a_callback(versitygw: Server, connected: Connected, prefix: str) -> None:
     place = versitygw.place(BUCKET, prefix)
 
