@@ -6,8 +6,10 @@ Against versitygw, a real S3 server on this machine; without ../shared against a
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import streamcore as sc
 from bench import rows
 from bench.contest import Contest, Stopwatch
 from bench.sizes import Sizes
-from streamcore.tier import keeping
+from bench.tier_probe import WORK, move
 from streamcore.tier.address import connect
 
 VERSITYGW = rows.SHARED / "peers" / "s3" / "versitygw.sh"
@@ -69,14 +71,6 @@ def filled(path: Path, place: tuple[str, dict[str, Any]], records: int, name: st
         yield topic
 
 
-def move(topic: sc.Topic) -> None:
-    """What is in the tier goes from here."""
-    assert topic.store.tier is not None
-    assert topic.cold is not None
-    topic.alter(local_retention_bytes=1)
-    keeping.apply_local_retention(topic, topic.store.tier, topic.cold)
-
-
 @pytest.mark.parametrize("typed", [False, True], ids=["web log", "earthquakes"])
 def test_tier(contest: Callable[..., Contest], folder: Path, size: Sizes, place: Any, typed: bool) -> None:
     name = "earthquakes" if typed else "web log"
@@ -107,6 +101,13 @@ def test_tier(contest: Callable[..., Contest], folder: Path, size: Sizes, place:
                         pass
             return local
 
+        def get_segments(_: Path, watch: Stopwatch) -> float:
+            with watch:
+                for path in copies.iterdir():
+                    for _piece in raw.stream(path.name):
+                        pass
+            return local
+
         def scan(_: Path, watch: Stopwatch) -> float:
             with sc.open(folder / "kept", "r", tier_options=options) as store, watch:
                 for _batch in store.topic("rows").scan().batches():
@@ -131,15 +132,42 @@ def test_tier(contest: Callable[..., Contest], folder: Path, size: Sizes, place:
             for one in made.segments():
                 if one.sealed:
                     shutil.copy(one.path, copies)
+        for path in copies.iterdir():
+            raw.put_file(path.name, path)
         question.enter("raw put of the segments", put)
         question.enter("offload", offload)
         question.enter("raw get of the objects", get)
+        question.enter("raw get of the segments", get_segments)
         question.enter("cold scan", scan)
         question.run(ROUNDS)
     del segments
     question.faster("offload against a raw put of the segments", "offload", "raw put of the segments", 0.7)
     question.faster("cold scan against a raw get of the objects", "cold scan", "raw get of the objects", 0.7)
+    question.faster("cold scan against a raw get of the segments", "cold scan", "raw get of the segments", 0.7)
     question.note("Rates count the bytes of the segments, also for a get of the objects, which are smaller.")
+
+
+def test_memory_of_the_tier(contest: Callable[..., Contest], folder: Path, size: Sizes, place: Any) -> None:
+    question = contest("tier: memory", unit="")
+    _, options = place
+
+    def measure() -> None:
+        for gigabytes in (size.memory_gb / 4, size.memory_gb):
+            path = folder / f"store-{gigabytes}"
+            records = int(gigabytes * 1e9 / 250) // 1000 * 1000
+            with filled(path, place, records, f"memory-{time.monotonic_ns()}", typed=False) as topic:
+                local = sum(one.size_bytes for one in topic.segments()) / 1e9
+            for what in WORK:
+                command = [sys.executable, "-m", "bench.tier_probe", what, str(path), json.dumps(options)]
+                done = subprocess.run(
+                    command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=1200
+                )
+                assert done.returncode == 0, done.stderr
+                question.at_most(f"{what}, {local:.2f} GB of segments: memory ≤ 200 MB", float(done.stdout), 200, "MB")
+            shutil.rmtree(path)
+
+    question.once(measure)
+    question.note("Anonymous memory of a process of its own that does one thing, Python and pyarrow included.")
 
 
 def test_appends_while_offloading(contest: Callable[..., Contest], folder: Path, size: Sizes, place: Any) -> None:

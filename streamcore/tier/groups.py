@@ -109,7 +109,10 @@ class RowGroups:
         footer = self.footer(piece.entry, piece.path)
         ranges = footer.ranges(piece.number, piece.columns)
         read = functools.partial(footer.read, piece.number, piece.columns)
-        return self._made(piece.entry, piece.path, _name_of(piece), ranges, read)
+        try:
+            return self._made(piece.entry, piece.path, _name_of(piece), ranges, read)
+        finally:  # of this thread: what decoding took and gave back stays with it otherwise, some 50 MB
+            pa.default_memory_pool().release_unused()
 
     def _made(
         self,
