@@ -252,8 +252,9 @@ class Catalog:
         if writable:
             with _opening:
                 self._connection = self._open_writable()
-        with self.reading() as connection:
-            self._check_format(connection)
+        else:
+            with self.reading() as connection:
+                self._check_format(connection)
 
     @property
     def writable(self) -> bool:
@@ -290,22 +291,28 @@ class Catalog:
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
-                self._check_ours(connection)
+                is_there = self._is_ours(connection)
                 _enter_wal_mode(connection)
                 connection.execute("pragma synchronous = full")
                 connection.execute("pragma foreign_keys = on")
                 if small_blocks:
                     self._reserve_shm(connection)
-                connection.execute("begin immediate")
-                with _Ended(connection):
-                    if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
-                        for statement in _TABLES.split(";\n"):
-                            connection.execute(statement)
-                        connection.execute("insert into meta values ('format', ?)", (str(CATALOG_FORMAT),))
+                if not is_there:
+                    self._make_tables(connection)
             except BaseException:
                 connection.close()
                 raise
             return connection
+
+    def _make_tables(self, connection: sqlite3.Connection) -> None:
+        """Where another process did not make them just now."""
+        connection.execute("begin immediate")
+        with _Ended(connection):
+            if not connection.execute("select 1 from sqlite_schema where name = 'meta'").fetchone():
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute("insert into meta values ('format', ?)", (str(CATALOG_FORMAT),))
+        self._check_format(connection)
 
     def _reserve_shm(self, connection: sqlite3.Connection) -> None:
         """Reserves all blocks of the mapped `-shm` file, of which SQLite reserves one in each page by writing a byte.
@@ -321,8 +328,9 @@ class Catalog:
                     if link.readlink() == path:
                         os.posix_fallocate(int(link.name), 0, os.fstat(int(link.name)).st_size)
 
-    def _check_ours(self, connection: sqlite3.Connection) -> None:
-        """An empty file becomes a catalog, but not where there are topics; and nothing of somebody else's does."""
+    def _is_ours(self, connection: sqlite3.Connection) -> bool:
+        """Whether it is a catalog already. An empty file becomes one, but not where there are topics; and nothing of
+        somebody else's does."""
         topics = any(self.path.parent.glob("topics/*"))  # looked for first: others make the catalog before a topic
         tables = {name for (name,) in connection.execute("select name from sqlite_schema where type = 'table'")}
         if tables and "meta" not in tables:
@@ -332,6 +340,7 @@ class Catalog:
             raise StoreFormatError(lost, str(self.path))
         if tables:
             self._check_format(connection)  # before anything is written: it may be of a newer version
+        return bool(tables)
 
     def signature(self) -> tuple[int, ...]:
         """Changes when the catalog does: sizes and times of its files."""
