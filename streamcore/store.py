@@ -6,13 +6,10 @@ import atexit
 import contextlib
 import dataclasses
 import difflib
-import errno
 import logging
 import os
 import re
-import shutil
 import threading
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +23,7 @@ import xxhash
 
 from streamcore import _core
 from streamcore import schema as schemas
-from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow, topic_folder
+from streamcore.catalog import Catalog, TopicRow, topic_folder
 from streamcore.config import TopicConfig, TopicSettings, check_durability, check_partitions, check_topic_name
 from streamcore.errors import (
     CorruptionError,
@@ -37,7 +34,16 @@ from streamcore.errors import (
     StreamcoreError,
     TopicNotFoundError,
 )
-from streamcore.files import check_folder, open_file, sync_folder
+from streamcore.files import open_file
+from streamcore.flusher import Flusher
+from streamcore.folders import (
+    DELETED_PREFIX,
+    Mode,
+    make_topic_folder,
+    prepare_folder,
+    remove_folder,
+    remove_topic_folder,
+)
 from streamcore.maintenance import TASKS, Maintenance, Run
 from streamcore.topic import Topic
 from streamcore.topic_handle import TopicHandle
@@ -53,12 +59,8 @@ if TYPE_CHECKING:
     from streamcore.tier.tier import Tier
     from streamcore.transactions import Coordinator, Transaction
 
-Mode = Literal["r", "rw"]
-FLUSH_INTERVAL_S = 0.5
 MAINTENANCE_INTERVAL_S = 30.0
-NOTE_AFTER_S = 10.0
 _DIGEST_CHUNK = 4 << 20
-_DELETED_PREFIX = ".deleted~"  # no topic has such a name
 _DAMAGED_JOURNAL = "journal.damaged"
 
 _log = logging.getLogger("streamcore")
@@ -133,12 +135,12 @@ class Store:
         self._pid = os.getpid()
         self._topics: dict[str, Topic] = {}
         self._forgotten: weakref.WeakSet[Topic] = weakref.WeakSet()
-        _prepare_folder(self.path, mode)
+        prepare_folder(self.path, mode)
         self.catalog = Catalog(self.path, mode == "rw")
         if mode == "rw":
             self._remove_what_was_left()
         self.journal = self._open_journal() if mode == "rw" else None
-        self._flusher = _Flusher(self.journal)
+        self._flusher = Flusher(self.journal)
         self._coordinator: Coordinator | None = None
         self._consuming: Consuming | None = None
         self._maintenance = Maintenance(self, TASKS, MAINTENANCE_INTERVAL_S if maintenance else None)
@@ -197,7 +199,7 @@ class Store:
         )
         topic = Topic(self, row)
         try:
-            self.catalog.add_topic(row, partial(_make_topic_folder, self.path, row.folder))
+            self.catalog.add_topic(row, partial(make_topic_folder, self.path, row.folder))
         except BaseException:
             with contextlib.suppress(OSError):
                 (self.path / "topics" / row.folder).rmdir()
@@ -274,7 +276,7 @@ class Store:
             from streamcore.tier import kept
 
             kept.forget_copies(self.catalog, topic.id)
-        _remove_topic_folder(self.path, topic.folder)
+        remove_topic_folder(self.path, topic.folder)
         self.catalog.end_deletion(topic.folder)
         self.topics_changed()
 
@@ -546,13 +548,13 @@ class Store:
         topics = self.path / "topics"
         with contextlib.suppress(OSError, StorageError):  # the next one does it
             names = os.listdir(topics)  # noqa: PTH208  # quicker, and each open does it
-            deleted = [name for name in names if name.startswith(_DELETED_PREFIX)]
+            deleted = [name for name in names if name.startswith(DELETED_PREFIX)]
             for name in deleted:
-                _remove_folder(topics / name)
+                remove_folder(topics / name)
             if self.catalog.is_settled(len(names) - len(deleted)):
                 return
             for folder in self.catalog.deletions():
-                _remove_topic_folder(self.path, folder)
+                remove_topic_folder(self.path, folder)
                 self.catalog.end_deletion(folder)
             self.catalog.remove_strangers(topics)
 
@@ -788,152 +790,6 @@ def _close_all() -> None:
     for store in list(_open_stores):
         with contextlib.suppress(StreamcoreError, OSError):
             store.close()
-
-
-# ---- the background flush --------------------------------------------------------------------------------------
-
-
-class _Flusher:
-    """One thread per store, started by the first append; idle without appends.
-
-    What was appended is flushed within a second. When nothing more comes for a while, the log itself notes that it is
-    durable: later damage is then told from an append that was in flight.
-    """
-
-    def __init__(self, journal: _core.Journal | None) -> None:
-        self._journal = journal
-        self._topics: set[TopicHandle] = set()
-        self._resting: weakref.WeakKeyDictionary[TopicHandle, float] = weakref.WeakKeyDictionary()  # since when
-        self._condition = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._stopping = False
-
-    def add(self, topic: TopicHandle) -> None:
-        with self._condition:
-            self._topics.add(topic)
-            alive = self._thread is not None and self._thread.is_alive()  # ^C may have come while it was started
-            if not alive and not self._stopping:
-                self._thread = threading.Thread(target=self._run, name="streamcore-flush", daemon=True)
-                self._thread.start()
-            self._condition.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(
-                    lambda: self._topics or self._stopping, NOTE_AFTER_S if self._resting else None
-                )
-                if self._topics and not self._stopping:
-                    self._condition.wait_for(lambda: self._stopping, FLUSH_INTERVAL_S)
-                if self._stopping:
-                    return
-                topics, self._topics = self._topics, set()
-            self._call(topics, TopicHandle.flush_appended)
-            self._checkpoint()
-            self._resting.update(dict.fromkeys(topics, time.monotonic()))
-            self._note()
-            del topics  # keeps no store alive that everybody else forgot
-
-    def _checkpoint(self) -> None:
-        try:
-            if self._journal is not None:
-                self._journal.checkpoint()
-        except StreamcoreError as error:
-            _log.warning("the checkpoint of the journal failed: %s", error)
-
-    def _note(self) -> None:
-        long_ago = time.monotonic() - NOTE_AFTER_S
-        topics = {topic for topic, since in self._resting.items() if since <= long_ago}
-        for topic in topics:
-            del self._resting[topic]
-        self._call(topics, TopicHandle.note_durable)
-
-    @staticmethod
-    def _call(topics: set[TopicHandle], function: Callable[[TopicHandle], None]) -> None:
-        for topic in topics:
-            try:
-                function(topic)
-            except TopicNotFoundError:
-                continue
-            except StreamcoreError as error:
-                # the partition is poisoned by now: the next append raises this to the caller
-                _log.warning("the background flush of %s failed: %s", topic.name, error)
-
-    def stop(self) -> None:
-        with self._condition:
-            self._stopping = True
-            self._condition.notify_all()
-        thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join()
-
-
-# ---- folders ---------------------------------------------------------------------------------------------------
-
-
-def _prepare_folder(path: Path, mode: Mode) -> None:
-    try:
-        if mode == "rw":
-            _make_folder(path)
-            (path / "topics").mkdir(exist_ok=True)
-            sync_folder(path)
-        elif not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
-        if os.path.lexists(path / "topics"):
-            check_folder(path / "topics")
-    except (FileExistsError, NotADirectoryError):
-        raise StorageError(errno.ENOTDIR, f"{path} cannot be opened as a store", str(path)) from None
-    except OSError as error:
-        raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
-    try:
-        if os.path.lexists(path / CATALOG_NAME):
-            return
-        has_topics = mode == "rw" and any((path / "topics").iterdir())
-    except OSError as error:
-        raise StorageError(error.errno or 0, f"{path} cannot be opened as a store", str(path)) from None
-    if mode == "r":
-        raise StoreFormatError(f"{path} is not a store: it has no {CATALOG_NAME}")
-    if has_topics:
-        raise StoreFormatError(f"{path} has topics but no {CATALOG_NAME}: restore that file from a backup")
-
-
-def _remove_folder(path: Path) -> None:
-    """As far as that is possible: who opens the store next removes what is left."""
-    with contextlib.suppress(OSError):  # rmtree does not ignore all of them
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _make_folder(path: Path) -> None:
-    """The store's folder, and those above it that are missing: their names must last as long as what is in them."""
-    if (path / CATALOG_NAME).exists():
-        return
-    missing = sum(not folder.exists() for folder in path.parents)
-    path.mkdir(parents=True, exist_ok=True)
-    for parent in path.parents[: missing + 1]:
-        with contextlib.suppress(PermissionError):  # it may be written to, and not be read
-            sync_folder(parent)
-
-
-def _make_topic_folder(store_path: Path, folder: str) -> None:
-    topics = store_path / "topics"
-    try:
-        (topics / folder).mkdir()
-        sync_folder(topics)
-    except OSError as error:
-        raise StorageError(error.errno or 0, "a topic's folder cannot be made", str(topics / folder)) from None
-
-
-def _remove_topic_folder(store_path: Path, folder: str) -> None:
-    """Also where another process is at it, or began."""
-    topics = store_path / "topics"
-    gone = topics / (_DELETED_PREFIX + folder)[:255]
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            (topics / folder).rename(gone)
-        sync_folder(topics)
-    except OSError as error:
-        raise StorageError(error.errno or 0, "a topic's folder cannot be removed", str(topics / folder)) from None
-    _remove_folder(gone)
 
 
 def _digest_of(path: str, size_bytes: int) -> Digest:

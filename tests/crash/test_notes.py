@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import streamcore as sc
-import streamcore.store
+import streamcore.flusher
 
 from .logs import TOPIC, Log, make_log, pretend_power_loss, values_of
 from .segments import all_frames, flip, forget_notes, overwrite
@@ -85,7 +85,7 @@ def wait_for_notes(path: Path, count: int) -> None:
 def test_a_log_that_rests_is_noted_durable_once(
     durability: str, store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamcore.store, "NOTE_AFTER_S", 0.2)
+    monkeypatch.setattr(streamcore.flusher, "NOTE_AFTER_S", 0.2)
     with sc.open(store_path, durability=durability) as store:
         topic = store.create_topic(TOPIC)
         topic.append([b"one"])

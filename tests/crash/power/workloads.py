@@ -20,9 +20,8 @@ from unittest import mock
 import pyarrow as pa
 
 import streamcore as sc
-from streamcore import _core
+from streamcore import _core, flusher
 from streamcore import append as append_module
-from streamcore import store as store_module
 
 from .records import SCHEMA, Shape, columns_of, row_of, table_of
 
@@ -37,8 +36,8 @@ def made_small() -> Iterator[None]:
     small = functools.partial(_core.Journal, area=JOURNAL_AREA)
     with (
         mock.patch.object(_core, "Journal", small),
-        mock.patch.object(store_module, "FLUSH_INTERVAL_S", 0.02),
-        mock.patch.object(store_module, "NOTE_AFTER_S", 0.05),
+        mock.patch.object(flusher, "FLUSH_INTERVAL_S", 0.02),
+        mock.patch.object(flusher, "NOTE_AFTER_S", 0.05),
     ):
         yield
 
