@@ -14,7 +14,8 @@ typedef struct verifier {
     sc_problem_callback problem;
     sc_progress_callback progress;
     void *context;
-    int64_t unreported; /* bytes read since the last progress */
+    int64_t noted_start; /* the highest that a header of the log says; -1: no header was seen */
+    int64_t unreported;  /* bytes read since the last progress */
     bool stopped;
 } verifier;
 
@@ -99,6 +100,8 @@ static void verify_batches(verifier *self, const sc_segment *segment, sc_mapping
             break;
         if (good) {
             verify_structure(self, segment, mapping, &look.header, position);
+            if (look.header.start_offset > self->noted_start)
+                self->noted_start = look.header.start_offset;
             position += look.header.total_size;
             offset = look.header.last_offset + 1;
             advance(self, look.header.total_size, false);
@@ -156,9 +159,21 @@ static int verify_segment(verifier *self, sc_segment *segment, int64_t next_base
     return SC_OK;
 }
 
+/* Where a log begins is noted in it before files go. */
+static void verify_start(verifier *self, int64_t start_offset, const char *path)
+{
+    sc_error problem;
+    if (self->stopped || self->noted_start < 0 || self->noted_start >= start_offset)
+        return;
+    sc_fail_at(&problem, SC_CORRUPT, path, self->noted_start, -1,
+               "the segments with the first offsets are missing, and were not deleted");
+    self->problem(self->context, &problem);
+}
+
 static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_error *error)
 {
-    int64_t end_offset = 0;
+    int64_t end_offset = -1, start_offset = 0;
+    char first_path[SC_PATH_MAX] = "";
     int code = sc_topic_partition(topic, number, &self->partition, error);
     if (code == SC_OK) {
         sc_error problem;
@@ -171,20 +186,26 @@ static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_er
             *error = problem;
         code = found;
         end_offset = self->tail.end_offset;
+        start_offset = self->tail.start_offset;
     }
-    for (int64_t offset = self->tail.start_offset; code == SC_OK && offset < end_offset && !self->stopped;) {
+    /* a segment that begins at the end has no records, but may have the note of where the log begins */
+    for (int64_t offset = start_offset; code == SC_OK && offset <= end_offset && !self->stopped;) {
         sc_segment *segment;
         int64_t next_base;
         code = sc_partition_find(self->partition, &self->tail, offset, &segment, &next_base, error);
         if (code != SC_OK || segment == NULL)
             break;
+        if (first_path[0] == 0)
+            snprintf(first_path, sizeof first_path, "%s", segment->path);
         code = verify_segment(self, segment, next_base);
         sc_segment_release(segment);
         if (code == SC_STALE)
             code = sc_partition_tail(self->partition, &self->tail, error);
         else
-            offset = next_base < 0 ? end_offset : next_base;
+            offset = next_base < 0 ? end_offset + 1 : next_base;
     }
+    if (code == SC_OK)
+        verify_start(self, start_offset, first_path);
     advance(self, 0, true);
     return code;
 }
@@ -192,7 +213,7 @@ static int verify_inside(verifier *self, sc_topic *topic, uint32_t number, sc_er
 int sc_partition_verify(sc_topic *topic, uint32_t number, sc_problem_callback problem, sc_progress_callback progress,
                         void *context, sc_error *error)
 {
-    verifier self = {.problem = problem, .progress = progress, .context = context};
+    verifier self = {.problem = problem, .progress = progress, .context = context, .noted_start = -1};
     int code = sc_topic_enter(topic, error);
     if (code != SC_OK)
         return code;

@@ -114,6 +114,33 @@ static void test_missing_and_cut_segments_are_found(void)
     folder_remove(path);
 }
 
+/* Deleting records notes where the log begins; who removes files does not. */
+static void test_first_segments_that_nobody_deleted_are_missed(void)
+{
+    make_log();
+    sc_topic *topic = topic_open_with(path, true, SEGMENT);
+    sc_removal removal;
+    sc_error error;
+    sc_segment_info info;
+    CHECK_OK(sc_partition_delete_before(topic, 0, batches[0].header.base_offset, &removal, &error), error);
+    CHECK_EQ(removal.segments, 1);
+    CHECK_OK(sc_partition_segment(topic, 0, 1, &info, &error), error);
+    topic_close(topic);
+    CHECK_EQ(verify(false), 0);
+    CHECK(unlink(file) == 0);
+    segment_file(file, path, 0, info.base_offset);
+    for (int writable = 0; writable < 2; writable++) {
+        CHECK_EQ(verify(writable), 1);
+        check_problem(0, batches[0].header.base_offset, -1, "were not deleted");
+    }
+    topic = topic_open_with(path, true, SEGMENT);
+    CHECK_OK(sc_partition_delete_before(topic, 0, END, &removal, &error),
+             error); /* all of them: the note is all there is */
+    topic_close(topic);
+    CHECK_EQ(verify(false), 0);
+    folder_remove(path);
+}
+
 static void test_a_segment_of_another_schema_is_found(void)
 {
     make_log();
@@ -180,6 +207,7 @@ int main(int argc, char **argv)
     RUN(test_each_kind_of_damage_is_found_with_its_place);
     RUN(test_several_problems_are_all_found);
     RUN(test_missing_and_cut_segments_are_found);
+    RUN(test_first_segments_that_nobody_deleted_are_missed);
     RUN(test_a_segment_of_another_schema_is_found);
     RUN(test_a_batch_with_wrong_structure_is_found);
     RUN(test_what_was_verified_before_is_verified_again);
