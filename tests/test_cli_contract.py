@@ -14,6 +14,13 @@ import pytest
 import streamcore as sc
 from streamcore.cli import cli, main
 
+try:
+    import duckdb  # noqa: F401
+
+    SQL = [["sql", "select 1"]]
+except ModuleNotFoundError:
+    SQL = []
+
 Captured = pytest.CaptureFixture[str]
 
 
@@ -109,7 +116,7 @@ def test_a_failure_is_one_line_on_stderr_and_1(folder: str, capsys: Captured) ->
 
 
 def test_a_missing_store_is_not_made_by_reading_it(tmp_path: Path, capsys: Captured) -> None:
-    for words in (["topic", "list"], ["tail", "x"], ["sql", "select 1"], ["verify"], ["produce", "x"]):
+    for words in (["topic", "list"], ["tail", "x"], *SQL, ["verify"], ["produce", "x"]):
         assert run("--store", str(tmp_path / "none"), *words) == 1
         assert "there is no store at" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -154,7 +161,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(folder: str) -> None:
 
 
 def test_no_colour_and_no_progress_bar_in_a_pipe(folder: str) -> None:
-    for words in (["tail", "clicks"], ["topic", "list"], ["sql", "select 1 as a"], ["verify"]):
+    for words in (["tail", "clicks"], ["topic", "list"], *SQL, ["verify"]):
         done = spawn("--store", folder, *words)
         assert done.returncode == 0
         assert "\x1b" not in done.stdout + done.stderr
