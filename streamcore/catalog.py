@@ -248,6 +248,7 @@ class Catalog:
         self._connection: sqlite3.Connection | None = None
         self._durable = True
         self._checked: set[str] = set()
+        self.tables: frozenset[str] = frozenset()  # that were there when it was opened for writing
         self._unusable_log: tuple[int, ...] | None = None
         if writable:
             with _opening:
@@ -266,19 +267,19 @@ class Catalog:
     def _check_files(self) -> None:
         """At a pipe SQLite would wait. With a link or a second name there would be two logs of one catalog."""
         for ending in ("", "-wal", "-shm", "-journal"):
-            path = self.path.with_name(self.path.name + ending)
+            path = f"{self.path}{ending}"
             try:
-                found = path.lstat()
+                found = os.lstat(path)
             except FileNotFoundError:
                 continue
             if stat.S_ISLNK(found.st_mode):
-                raise StorageError(errno.ELOOP, "a file of a store cannot be a symbolic link", str(path))
+                raise StorageError(errno.ELOOP, "a file of a store cannot be a symbolic link", path)
             if not stat.S_ISREG(found.st_mode):
                 number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
-                raise StorageError(number, "the catalog is no file", str(path))
+                raise StorageError(number, "the catalog is no file", path)
             if self._writable and not ending and found.st_nlink > 1:
                 names = f"the catalog has {found.st_nlink} names (hard links), and would change in all of these places"
-                raise StorageError(errno.EMLINK, names, str(path))
+                raise StorageError(errno.EMLINK, names, path)
 
     def _open_writable(self) -> sqlite3.Connection:
         with _Translated(self):
@@ -291,13 +292,13 @@ class Catalog:
                 self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
-                is_there = self._is_ours(connection)
+                self.tables = self._tables_of_ours(connection)
                 _enter_wal_mode(connection)
                 connection.execute("pragma synchronous = full")
                 connection.execute("pragma foreign_keys = on")
                 if small_blocks:
                     self._reserve_shm(connection)
-                if not is_there:
+                if not self.tables:
                     self._make_tables(connection)
             except BaseException:
                 connection.close()
@@ -328,10 +329,12 @@ class Catalog:
                     if link.readlink() == path:
                         os.posix_fallocate(int(link.name), 0, os.fstat(int(link.name)).st_size)
 
-    def _is_ours(self, connection: sqlite3.Connection) -> bool:
-        """Whether it is a catalog already. An empty file becomes one, but not where there are topics; and nothing of
-        somebody else's does."""
-        topics = any(self.path.parent.glob("topics/*"))  # looked for first: others make the catalog before a topic
+    def _tables_of_ours(self, connection: sqlite3.Connection) -> frozenset[str]:
+        """None when it is empty. It becomes a catalog then, but not where there are topics; and nothing of somebody
+        else's does."""
+        topics = False  # looked for first: others make the catalog before a topic
+        with contextlib.suppress(FileNotFoundError, PermissionError), os.scandir(self.path.parent / "topics") as found:
+            topics = any(True for _ in found)
         tables = {name for (name,) in connection.execute("select name from sqlite_schema where type = 'table'")}
         if tables and "meta" not in tables:
             raise StoreFormatError(f"{self.path} is a database, but no catalog of streamcore", str(self.path))
@@ -340,7 +343,7 @@ class Catalog:
             raise StoreFormatError(lost, str(self.path))
         if tables:
             self._check_format(connection)  # before anything is written: it may be of a newer version
-        return bool(tables)
+        return frozenset(tables)
 
     def signature(self) -> tuple[int, ...]:
         """Changes when the catalog does: sizes and times of its files."""

@@ -26,7 +26,7 @@ def prepare_folder(path: Path, mode: Mode) -> None:
             sync_folder(path)
         elif not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
-        if os.path.lexists(path / "topics"):
+        with contextlib.suppress(FileNotFoundError):
             check_folder(path / "topics")
     except (FileExistsError, NotADirectoryError):
         raise StorageError(errno.ENOTDIR, f"{path} cannot be opened as a store", str(path)) from None

@@ -560,9 +560,7 @@ class Store:
 
     def _finish_what_was_left(self) -> None:
         """Groups that are ahead of their logs go back; transactions are finished or, those of the dead, aborted."""
-        with self.catalog.reading() as connection:
-            names = connection.execute("select name from sqlite_schema where name like '%_boot' or name = 'tier'")
-            tables = {name for (name,) in names}
+        tables = self.catalog.tables  # what others make from then on is of this start of the machine
         self._knows_tier = "tier" not in tables  # saves asking for it
         if "group_boot" in tables:
             from streamcore import groups
