@@ -241,6 +241,17 @@ int sc_partition_roll_locked(sc_partition *partition, sc_tail *tail, sc_error *e
     return code;
 }
 
+int sc_partition_begin_segment(sc_partition *partition, sc_tail *tail, const sc_producer_state *head, sc_error *error)
+{
+    sc_append_state self = state_of(partition, tail);
+    if (self.layout == NULL)
+        return sc_fail(error, SC_STALE, "schema version %lld is not known", (long long)tail->schema_version);
+    self.head = head;
+    int code = sc_append_create_segment(&self, error);
+    *tail = self.tail;
+    return code;
+}
+
 /* ---- scratch ----------------------------------------------------------------------------------------------- */
 
 void sc_scratch_free(sc_scratch *scratch)

@@ -19,6 +19,7 @@ typedef struct sc_append_state {
     int64_t stable_offset;            /* when it is made */
     uint16_t control;                 /* of a marker */
     int64_t transaction_offset;       /* of a marker */
+    const sc_producer_state *head;    /* what a new segment says of producers before its first record; NULL: nothing */
 } sc_append_state;
 
 static inline int64_t sc_round_up(int64_t size, int64_t to)

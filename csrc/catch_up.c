@@ -84,13 +84,13 @@ static bool find_batch_before(sc_partition *partition, const sc_tail *tail, int6
     return found;
 }
 
-/* Whether the file was made from this log, as far as it is there now. */
-static bool is_of_this_log(sc_partition *partition, const sc_tail *tail, const snapshot_header *header)
+/* Whether the file was made from this log, as far as it is there now, and not before `least` was in it. */
+static bool is_of_this_log(sc_partition *partition, const sc_tail *tail, const snapshot_header *header, int64_t least)
 {
     sc_header batch;
     return memcmp(header->magic, snapshot_magic, sizeof snapshot_magic) == 0 &&
            snapshot_crc(partition, header) == header->crc && header->end_offset <= tail->end_offset &&
-           find_batch_before(partition, tail, header->end_offset, &batch) &&
+           header->end_offset >= least && find_batch_before(partition, tail, header->end_offset, &batch) &&
            ((batch.base_offset == header->base_offset && batch.header_crc == header->batch_crc) ||
             SC_CONTROL(snapshot_of_cut_log_believed));
 }
@@ -109,7 +109,7 @@ static void load_snapshot(sc_partition *partition, const sc_tail *tail, sc_produ
         uint8_t *data = malloc((size_t)stat.size);
         if (data != NULL && sc_os_read_whole(fd, data, (size_t)stat.size, 0) == 0) {
             memcpy(&header, data, sizeof header);
-            if (is_of_this_log(partition, tail, &header) &&
+            if (is_of_this_log(partition, tail, &header, state->offset) &&
                 sc_producer_state_decode(state, data + sizeof header, stat.size - (int64_t)sizeof header, &offset,
                                          &unused) == SC_OK)
                 state->offset = header.end_offset;
@@ -233,6 +233,7 @@ typedef struct walker {
     int64_t position, end, offset;
     int64_t reached; /* where the segment's offsets end */
     int64_t now_ms;
+    bool dated; /* batches are as old as their file, not learnt of now */
     bool continued, damaged;
     sc_error *error;
 } walker;
@@ -285,7 +286,8 @@ static int walk_batches(walker *self)
     return code;
 }
 
-/* Where the batch of the state's offset begins: as remembered, if one is there, or by the index. */
+/* Where the batch of the state's offset begins: as remembered, if one is there, or by the index, which knows nothing of
+ * what a segment may say before its first record. */
 static void seek(walker *self)
 {
     sc_producer_state *state = self->state;
@@ -296,6 +298,9 @@ static void seek(walker *self)
         sc_look look = sc_segment_look(self->mapping, state->position, self->end, false, &nothing);
         if (look.state == SC_BATCH_GOOD && look.header.base_offset == state->offset)
             return;
+    } else if (state->offset == self->segment->base_offset) {
+        self->position = self->segment->first_position;
+        return;
     }
     self->position = sc_segment_seek(self->segment, self->mapping, state->offset, self->end, &self->offset);
 }
@@ -304,36 +309,46 @@ static int walk_segment(walker *self, const sc_tail *tail, int64_t next_base)
 {
     bool active = next_base < 0;
     int code = SC_OK;
+    if (self->dated)
+        self->now_ms = sc_segment_modified_ms(self->segment);
     self->reached = active ? tail->end_offset : next_base;
     if (self->mapping != NULL) {
         self->end = sc_tail_end_in(tail, self->segment, self->mapping);
         seek(self);
         code = walk_batches(self);
-        self->state->segment_base = self->segment->base_offset;
-        self->state->position = self->position;
     } else { /* who reads it is told */
         self->damaged = true;
+        self->position = 0;
     }
+    self->state->segment_base = self->segment->base_offset;
+    self->state->position = self->position;
     if (code == SC_OK && self->state->offset < self->reached)
         self->state->offset = self->reached;
     return code;
 }
 
-static int begin(sc_partition *partition, const sc_tail *tail, sc_error *error)
+/* What is known without walking: as of the log's start, or later. */
+static int begin(sc_partition *partition, const sc_tail *tail, sc_producer_state *state, sc_error *error)
 {
     sc_segment *segment = NULL;
     int64_t next_base;
     int code = SC_OK;
-    if (partition->producers == NULL && (partition->producers = sc_producer_state_new()) == NULL)
-        return sc_fail_memory(error);
-    sc_producer_state_reset(partition->producers, tail->start_offset);
+    sc_producer_state_reset(state, tail->start_offset);
     if (tail->segment_base >= 0)
         code = sc_partition_find(partition, tail, tail->start_offset, &segment, &next_base, error);
     if (segment != NULL)
-        partition->producers->offset = segment->base_offset;
+        state->offset = segment->base_offset;
     sc_segment_release(segment);
     if (code == SC_OK)
-        load_snapshot(partition, tail, partition->producers);
+        load_snapshot(partition, tail, state);
+    return code;
+}
+
+static int ensure_begun(sc_partition *partition, const sc_tail *tail, sc_error *error)
+{
+    if (partition->producers == NULL && (partition->producers = sc_producer_state_new()) == NULL)
+        return sc_fail_memory(error);
+    int code = begin(partition, tail, partition->producers, error);
     if (code != SC_OK) {
         sc_producer_state_free(partition->producers);
         partition->producers = NULL;
@@ -351,30 +366,141 @@ static void expire(sc_partition *partition, int64_t now_ms)
     sc_producer_state_expire(state, now_ms - (expiry_ms > 0 ? expiry_ms : SC_PRODUCER_EXPIRY_MS));
 }
 
+/* Takes over the segment of the state's offset, or of the log's start when that is higher. */
+static int walk_next(walker *self, sc_tail *tail, int64_t *reached)
+{
+    sc_producer_state *state = self->state;
+    int64_t next_base, offset = state->offset > tail->start_offset ? state->offset : tail->start_offset;
+    int code =
+        sc_partition_open(self->partition, tail, offset, &self->segment, &next_base, &self->mapping, self->error);
+    *reached = next_base < 0 ? tail->end_offset : next_base;
+    if (code == SC_OK && self->segment == NULL)
+        code = sc_fail(self->error, SC_CORRUPT, "partition %u has no segment for offset %lld",
+                       (unsigned)self->partition->number, (long long)offset);
+    else if (self->segment != NULL && code != SC_OS) /* of what may be read later, nothing may be missed now */
+        code = walk_segment(self, tail, next_base);
+    sc_mapping_release(self->mapping);
+    sc_segment_release(self->segment);
+    self->segment = NULL;
+    self->mapping = NULL;
+    return code;
+}
+
+/* Whether the log begins with a segment without records: what that says of producers is all there is. */
+static bool is_head(const sc_producer_state *state, const sc_tail *tail)
+{
+    return tail->segment_base >= 0 && state->offset == tail->segment_base && state->segment_base < 0 &&
+           !SC_CONTROL(head_not_read);
+}
+
 int sc_partition_catch_up(sc_partition *partition, const sc_tail *tail, sc_error *error)
 {
     walker self = {.partition = partition, .now_ms = sc_os.now_ms(), .error = error};
     sc_tail now = *tail; /* and so it stays, under the lock */
+    int64_t reached;
     int code = SC_OK;
     if (partition->producers == NULL || partition->producers->offset > tail->end_offset)
-        code = begin(partition, tail, error);
+        code = ensure_begun(partition, tail, error);
     self.state = partition->producers;
-    while (code == SC_OK && self.state->offset < tail->end_offset) {
-        int64_t next_base, offset = self.state->offset > tail->start_offset ? self.state->offset : tail->start_offset;
-        if (offset >= tail->end_offset)
+    while (code == SC_OK && (self.state->offset < tail->end_offset || is_head(self.state, tail))) {
+        if (tail->start_offset >= tail->end_offset && !is_head(self.state, tail))
             break;
-        code = sc_partition_open(partition, &now, offset, &self.segment, &next_base, &self.mapping, error);
-        if (code == SC_OK && self.segment == NULL)
-            code = sc_fail(error, SC_CORRUPT, "partition %u has no segment for offset %lld",
-                           (unsigned)partition->number, (long long)offset);
-        else if (self.segment != NULL && code != SC_OS) /* of what may be read later, nothing may be missed now */
-            code = walk_segment(&self, &now, next_base);
-        sc_mapping_release(self.mapping);
-        sc_segment_release(self.segment);
-        self.segment = NULL;
-        self.mapping = NULL;
+        code = walk_next(&self, &now, &reached);
     }
     if (code == SC_OK)
         expire(partition, self.now_ms);
+    return code;
+}
+
+/* ---- as of an offset ------------------------------------------------------------------------------------------ */
+
+static int fail_not_there(sc_partition *partition, int64_t offset, const sc_tail *tail, sc_error *error)
+{
+    sc_fail(error, SC_RANGE, "partition %u has no segment that ends at offset %lld with all below it decided",
+            (unsigned)partition->number, (long long)offset);
+    error->offset = tail->start_offset;
+    error->position = tail->end_offset;
+    return SC_RANGE;
+}
+
+static int walk_up_to(sc_partition *partition, sc_producer_state *state, int64_t offset, const uint8_t *known,
+                      int64_t known_size, sc_error *error)
+{
+    walker self = {.partition = partition, .state = state, .dated = true, .error = error};
+    sc_tail tail;
+    int64_t reached = offset;
+    int code = sc_partition_tail(partition, &tail, error);
+    if (code != SC_OK)
+        return code;
+    if (offset < tail.start_offset || offset > tail.stable_offset)
+        return fail_not_there(partition, offset, &tail, error);
+    sc_tail now = tail;
+    if (!SC_CONTROL(producers_beyond_offset))
+        tail.end_offset = offset; /* a snapshot of later ones is of no use */
+    code = known_size == 0 ? begin(partition, &tail, state, error)
+                           : sc_producer_state_decode(state, known, known_size, &state->offset, error);
+    if (code == SC_OK && known_size > 0 && state->offset < tail.start_offset) /* what lay between is gone */
+        load_snapshot(partition, &tail, state);
+    if (code == SC_OK && state->offset > offset && !SC_CONTROL(producers_beyond_offset))
+        return fail_not_there(partition, offset, &now, error);
+    while (code == SC_OK && state->offset < offset && reached <= offset)
+        code = walk_next(&self, &now, &reached);
+    if (code == SC_OK && reached > offset && !SC_CONTROL(producers_beyond_offset))
+        return fail_not_there(partition, offset, &now, error);
+    return code;
+}
+
+static int producers_inside(sc_topic *topic, uint32_t number, int64_t offset, sc_producer_state *state,
+                            const uint8_t *known, int64_t known_size, sc_error *error)
+{
+    sc_partition *partition;
+    int code = sc_topic_partition(topic, number, &partition, error);
+    if (code == SC_OK)
+        code = walk_up_to(partition, state, offset, known, known_size, error);
+    if (code != SC_OK)
+        return code;
+    int64_t expiry_ms = sc_topic_settings_read(topic).producer_expiry_ms;
+    sc_producer_state_settle(state, INT64_MAX); /* all is decided, if by markers behind the offset */
+    sc_producer_state_expire(state, sc_os.now_ms() - (expiry_ms > 0 ? expiry_ms : SC_PRODUCER_EXPIRY_MS));
+    state->offset = offset;
+    return SC_OK;
+}
+
+int sc_partition_producers(sc_topic *topic, uint32_t number, int64_t offset, const uint8_t *known, int64_t known_size,
+                           uint8_t **data, int64_t *size, sc_error *error)
+{
+    *data = NULL;
+    *size = 0;
+    int code = sc_topic_enter(topic, error);
+    if (code != SC_OK)
+        return code;
+    sc_producer_state *state = sc_producer_state_new();
+    code = state == NULL ? sc_fail_memory(error)
+                         : producers_inside(topic, number, offset, state, known, known_size, error);
+    if (code == SC_OK && state->count > 0) {
+        *size = sc_producer_state_encoded_size(state);
+        *data = malloc((size_t)*size);
+        if (*data == NULL)
+            code = sc_fail_memory(error);
+        else
+            sc_producer_state_encode(state, *data);
+    }
+    sc_producer_state_free(state);
+    sc_topic_leave(topic);
+    return code;
+}
+
+int sc_producers_look(const uint8_t *data, int64_t size, sc_producers *producers, sc_error *error)
+{
+    sc_producer_state *state = sc_producer_state_new();
+    *producers = (sc_producers){0};
+    if (state == NULL)
+        return sc_fail_memory(error);
+    int code = sc_producer_state_decode(state, data, size, &producers->offset, error);
+    for (int64_t i = 0; code == SC_OK && i < state->count; i++)
+        if (state->entries[i].id > producers->greatest_id)
+            producers->greatest_id = state->entries[i].id;
+    producers->count = state->count;
+    sc_producer_state_free(state);
     return code;
 }

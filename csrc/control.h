@@ -84,6 +84,10 @@
     BUG(fenced_producer_accepted)         /* a zombie's append is made */                                              \
     BUG(snapshot_of_cut_log_believed)     /* sequences of records that a power loss took count */                      \
     BUG(rewritten_producers_ignored)      /* what a rewritten segment says of producers is not read */                 \
+    BUG(head_not_synced)                  /* a segment that begins with producers has its name before it is durable */ \
+    BUG(head_not_read)                    /* what a log begins with is not asked for before its first record */        \
+    BUG(head_dropped_by_new_schema)       /* a segment of a new schema does not say what the old one began with */     \
+    BUG(producers_beyond_offset)          /* producers as of an offset include what they appended behind it */         \
     BUG(open_transaction_expires)         /* a producer with an open transaction is forgotten when it is idle */       \
     BUG(retry_takes_a_new_sequence)       /* a batch that is tried again is another one to the log */                  \
     BUG(stable_beyond_open)               /* the last stable offset moves past an open transaction */                  \

@@ -7,6 +7,9 @@
  *
  * A crash between 2 and 3 leaves files that nobody looks at; the next deletion removes them. Recovery takes the start
  * from the last header of the log, or from the name of the first segment when that is higher.
+ *
+ * A log whose older records are elsewhere begins with a segment of a higher name. What was known there of producers is
+ * its first batch, which the file has, durably, before it has that name.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -152,7 +155,8 @@ int sc_partition_delete_before(sc_topic *topic, uint32_t number, int64_t offset,
 
 /* ---- beginning elsewhere ----------------------------------------------------------------------------------- */
 
-static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version, sc_error *error)
+static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version,
+                        const sc_producer_state *producers, sc_error *error)
 {
     sc_partition *partition;
     sc_tail tail;
@@ -170,7 +174,7 @@ static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32
         tail.start_offset = tail.end_offset = tail.durable_offset = tail.stable_offset = offset;
         tail.schema_version = schema_version;
         tail.sealed = 1; /* there is nothing to seal */
-        code = sc_partition_roll_locked(partition, &tail, error);
+        code = sc_partition_begin_segment(partition, &tail, producers, error);
     }
     if (code == SC_OK)
         code = sc_partition_append_empty(partition, &tail, error);
@@ -178,12 +182,32 @@ static int begin_inside(sc_topic *topic, uint32_t number, int64_t offset, uint32
     return code == SC_OK ? make_note_durable(partition, &tail, error) : code;
 }
 
-int sc_partition_begin(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version, sc_error *error)
+/* What was encoded elsewhere, as the beginning of a log at `offset`. */
+static int take_producers(sc_producer_state *state, const uint8_t *data, int64_t size, int64_t offset, sc_error *error)
+{
+    int64_t as_of;
+    int code = sc_producer_state_decode(state, data, size, &as_of, error);
+    if (code == SC_OK && as_of > offset)
+        code = sc_fail(error, SC_RANGE, "what is known of producers is as of offset %lld: the log begins at %lld",
+                       (long long)as_of, (long long)offset);
+    sc_producer_state_settle(state, INT64_MAX); /* what was open there is decided elsewhere */
+    state->offset = offset;
+    return code;
+}
+
+int sc_partition_begin(sc_topic *topic, uint32_t number, int64_t offset, uint32_t schema_version,
+                       const uint8_t *producers, int64_t producers_size, sc_error *error)
 {
     int code = sc_topic_enter(topic, error);
     if (code != SC_OK)
         return code;
-    code = begin_inside(topic, number, offset, schema_version, error);
+    sc_producer_state *state = sc_producer_state_new();
+    code = state == NULL         ? sc_fail_memory(error)
+           : producers_size == 0 ? SC_OK
+                                 : take_producers(state, producers, producers_size, offset, error);
+    if (code == SC_OK)
+        code = begin_inside(topic, number, offset, schema_version, state->count == 0 ? NULL : state, error);
+    sc_producer_state_free(state);
     sc_topic_leave(topic);
     return code;
 }

@@ -536,22 +536,13 @@ static int take_producers(sc_producer_state *state, const sc_segment *segment, s
     return snapshot.code;
 }
 
-static int64_t time_of(const sc_segment *segment)
-{
-    sc_file_stat stat;
-    int fd = sc_os.open(segment->path, SC_OPEN_READ);
-    bool known = fd >= 0 && sc_os.stat(fd, &stat) == 0;
-    if (fd >= 0)
-        sc_os.close(fd);
-    return known ? stat.modified_ns / 1000000 : sc_os.now_ms();
-}
-
 /* Takes over what the headers of a segment say of producers, which has the offsets up to `end_offset`. Damage is passed
  * over, as it is by who appends. */
 static int replay(sc_producer_state *state, const sc_segment *segment, sc_mapping *mapping, int64_t end_offset,
                   sc_error *error)
 {
-    int64_t position = segment->first_position, offset = segment->base_offset, unused = 0, now_ms = time_of(segment);
+    int64_t position = segment->first_position, offset = segment->base_offset, unused = 0;
+    int64_t now_ms = sc_segment_modified_ms(segment);
     bool continued = false;
     int code = SC_OK;
     while (code == SC_OK) {

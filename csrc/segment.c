@@ -191,6 +191,16 @@ bool sc_segment_is_current(sc_segment *segment)
     return current;
 }
 
+int64_t sc_segment_modified_ms(const sc_segment *segment)
+{
+    sc_file_stat stat;
+    int fd = sc_os.open(segment->path, SC_OPEN_READ);
+    bool known = fd >= 0 && sc_os.stat(fd, &stat) == 0;
+    if (fd >= 0)
+        sc_os.close(fd);
+    return known ? stat.modified_ns / 1000000 : sc_os.now_ms();
+}
+
 /* ---- looking at batches ------------------------------------------------------------------------------------ */
 
 const char sc_segment_too_far[] = "a batch has offsets of the next segment";

@@ -66,6 +66,8 @@ int sc_segment_map(sc_segment *segment, int64_t size, const sc_layout *layouts, 
 void sc_segment_bind(sc_segment *segment);
 /* Whether the file to which it is bound, if it is, still has its name: it may have been replaced. */
 bool sc_segment_is_current(sc_segment *segment);
+/* When the file was changed last, in ms since 1970; now, if it cannot be looked at. */
+int64_t sc_segment_modified_ms(const sc_segment *segment);
 bool sc_segment_is_of(sc_segment *segment, const sc_file_stat *stat);
 
 /* What a look at one message gives, the file's read errors included. */

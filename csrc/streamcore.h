@@ -269,8 +269,27 @@ typedef struct sc_removal {
 int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
                                sc_error *error);
 /* Has a log that never had a record begin at an offset, durably: what lies before it is elsewhere. SC_RANGE when it has
- * a segment already. */
-int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version, sc_error *error);
+ * a segment already. `producers`: what is known of them there, from sc_partition_producers (size 0: nothing), as of
+ * this offset or a lower one; then appends that repeat one of there, or come from an epoch that is over, are told as
+ * such. SC_CORRUPT when it is damaged: then nothing was done. */
+int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version,
+                       const uint8_t *producers, int64_t producers_size, sc_error *error);
+
+/* What the records below `offset` say of producers, for a copy of the log elsewhere; docs/format.md has the bytes, 32
+ * and 160 for each producer. A segment must end at `offset`, and all below be decided: else SC_RANGE. `known`: the same
+ * as of a lower offset (size 0: none), so that only what lies behind that is read. Those that were idle for
+ * producer_expiry_ms are left out. No lock is taken: nothing waits for this. *data: free it; NULL when there is no
+ * producer. */
+int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, const uint8_t *known,
+                           int64_t known_size, uint8_t **data, int64_t *size, sc_error *error);
+
+typedef struct sc_producers {
+    int64_t offset, count;
+    int64_t greatest_id; /* 0: there is none */
+} sc_producers;
+
+/* Looks at what sc_partition_producers gave. SC_CORRUPT. */
+int sc_producers_look(const uint8_t *data, int64_t size, sc_producers *producers, sc_error *error);
 
 /* Seals the active segment, if it has records, and makes a new one. *base_offset: of the segment that is active now,
  * -1: the log has none. */

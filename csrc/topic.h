@@ -194,6 +194,8 @@ int sc_partition_append_empty(sc_partition *partition, sc_tail *tail, sc_error *
 int sc_partition_locked_tail(sc_partition *partition, sc_tail *tail, sc_error *error);
 /* Seals the active segment and makes a new one. The active one has records; the caller holds the lock. */
 int sc_partition_roll_locked(sc_partition *partition, sc_tail *tail, sc_error *error);
+/* Makes the first segment, which says of producers what `head` does (NULL: nothing). The caller holds the lock. */
+int sc_partition_begin_segment(sc_partition *partition, sc_tail *tail, const sc_producer_state *head, sc_error *error);
 /* The bytes that stay free behind the end of a live log, for a batch without records. */
 int64_t sc_partition_reserve(const sc_partition *partition, const sc_tail *tail);
 void sc_scratch_free(sc_scratch *scratch);

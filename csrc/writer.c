@@ -158,24 +158,48 @@ void sc_append_populate(sc_append_state *self, int64_t end)
 
 /* ---- new segments ------------------------------------------------------------------------------------------ */
 
-static int write_new_segment(sc_append_state *self, const char *temporary, int64_t *allocated, sc_error *error)
+/* The bytes of a new segment before its first record: its schema, and what it says of producers. */
+static int64_t begin_size(const sc_append_state *self)
 {
     const sc_layout *layout = self->layout;
-    uint8_t *message = malloc((size_t)layout->schema_message_size);
+    return layout->schema_message_size + (self->head == NULL ? 0 : sc_producers_batch_size(layout, self->head));
+}
+
+static int write_begin(const sc_append_state *self, uint8_t *at, sc_error *error)
+{
+    const sc_tail *tail = &self->tail;
+    sc_placement placement = {
+        .base_offset = tail->end_offset, .durable_offset = tail->durable_offset, .start_offset = tail->start_offset};
+    sc_layout_schema_message(self->layout, self->partition->number, at);
+    return self->head == NULL ? SC_OK
+                              : sc_producers_batch_write(self->layout, self->head, &placement,
+                                                         at + self->layout->schema_message_size, error);
+}
+
+static int write_new_segment(sc_append_state *self, const char *temporary, int64_t *allocated, sc_error *error)
+{
+    int64_t size = begin_size(self);
+    uint8_t *message = aligned_alloc(SC_ALIGNMENT, (size_t)sc_align(size));
     if (message == NULL)
         return sc_fail_memory(error);
-    sc_layout_schema_message(layout, self->partition->number, message);
+    int code = write_begin(self, message, error);
+    if (code != SC_OK) {
+        free(message);
+        return code;
+    }
     (void)sc_os.unlink(temporary);
     int fd = sc_os.open(temporary, SC_OPEN_CREATE);
-    int code = SC_OK;
-    int64_t needed = layout->schema_message_size + self->total_size + sc_encoding_empty_size(layout);
+    int64_t needed = size + self->total_size + sc_encoding_empty_size(self->layout);
     *allocated = grown_size(self, 0, needed);
     bool reserved = fd >= 0 && sc_os.allocate(fd, 0, *allocated) == 0;
     if (fd >= 0 && !reserved && sc_round_up(needed, SC_PAGE) < *allocated) {
         *allocated = sc_round_up(needed, SC_PAGE);
         reserved = sc_os.allocate(fd, 0, *allocated) == 0;
     }
-    if (!reserved || sc_os_write_whole(fd, message, (size_t)layout->schema_message_size, 0) != 0)
+    bool written = reserved && sc_os_write_whole(fd, message, (size_t)size, 0) == 0;
+    if (written && self->head != NULL && !SC_CONTROL(head_not_synced)) /* nothing else says it */
+        written = sc_os.sync(fd) == 0;
+    if (!written)
         code = sc_fail_os(error, "cannot make a segment", temporary);
     if (fd >= 0 && !SC_CONTROL(roll_leaks_descriptor))
         sc_os.close(fd);
@@ -215,7 +239,7 @@ int sc_append_create_segment(sc_append_state *self, sc_error *error)
     if (code != SC_OK)
         return code;
     self->tail.segment_base = base_offset;
-    self->tail.end_position = self->layout->schema_message_size;
+    self->tail.end_position = begin_size(self);
     self->tail.allocated = allocated;
     self->tail.created_ms = sc_os.now_ms();
     self->tail.sealed = 0;
@@ -288,12 +312,41 @@ static bool must_roll(const sc_append_state *self)
            (self->settings.segment_ms > 0 && sc_os.now_ms() - tail->created_ms >= self->settings.segment_ms);
 }
 
-/* A segment of another schema that has no records yet is replaced by one of the same name. */
-static void forget_segment(sc_append_state *self)
+/* Whether the active segment says something of producers before its first record. */
+static int has_head(sc_append_state *self, bool *has, sc_error *error)
 {
+    sc_segment *segment;
+    sc_mapping *mapping;
+    int64_t next_base, unused = 0;
+    int code =
+        sc_partition_open(self->partition, &self->tail, self->tail.end_offset, &segment, &next_base, &mapping, error);
+    *has = false;
+    if (code == SC_OK && segment != NULL) {
+        sc_look look = sc_segment_look(mapping, segment->first_position, self->tail.end_position, false, &unused);
+        *has = look.state == SC_BATCH_GOOD && look.header.control == SC_CONTROL_PRODUCERS;
+        sc_mapping_release(mapping);
+    }
+    sc_segment_release(segment);
+    return code;
+}
+
+/* A segment of another schema that has no records yet is replaced by one of the same name, which goes on saying what
+ * that one said of producers. */
+static int replace_segment(sc_append_state *self, sc_error *error)
+{
+    bool has;
+    int code = has_head(self, &has, error);
+    if (code == SC_OK && has)
+        code = sc_partition_catch_up(self->partition, &self->tail, error);
+    if (code != SC_OK)
+        return code;
+    self->head = has && !SC_CONTROL(head_dropped_by_new_schema) ? self->partition->producers : NULL;
     sc_writer_close(&self->partition->writer);
     sc_partition_forget(self->partition, self->tail.segment_base);
     self->tail.segment_base = -1;
+    code = sc_append_create_segment(self, error);
+    self->head = NULL;
+    return code;
 }
 
 int sc_append_ensure_segment(sc_append_state *self, sc_error *error)
@@ -302,9 +355,8 @@ int sc_append_ensure_segment(sc_append_state *self, sc_error *error)
     int code = SC_OK;
     if (tail->segment_base >= 0 && !tail->sealed && must_roll(self)) {
         if (tail->end_offset == tail->segment_base)
-            forget_segment(self);
-        else
-            code = sc_append_seal_segment(self, error);
+            return replace_segment(self, error);
+        code = sc_append_seal_segment(self, error);
     }
     if (code == SC_OK && (tail->segment_base < 0 || tail->sealed))
         code = sc_append_create_segment(self, error);

@@ -185,7 +185,16 @@ cdef extern from "streamcore.h" nogil:
     int sc_partition_delete_before(sc_topic *topic, uint32_t partition, int64_t offset, sc_removal *removal,
                                    sc_error *error)
     int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version,
-                           sc_error *error)
+                           const uint8_t *producers, int64_t producers_size, sc_error *error)
+    int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, const uint8_t *known,
+                               int64_t known_size, uint8_t **data, int64_t *size, sc_error *error)
+
+    ctypedef struct sc_producers:
+        int64_t offset
+        int64_t count
+        int64_t greatest_id
+
+    int sc_producers_look(const uint8_t *data, int64_t size, sc_producers *producers, sc_error *error)
     int sc_partition_roll(sc_topic *topic, uint32_t partition, int64_t *base_offset, sc_error *error)
     int sc_partition_rewrites(sc_topic *, uint32_t, uint32_t *, sc_error *)
     int sc_partition_describe(sc_topic *, uint32_t, bint, sc_partition_info *, sc_error *)

@@ -402,7 +402,7 @@ static void test_without_its_note_a_log_begins_at_its_first_segment(void)
 
 static int begin(sc_topic *topic, int64_t offset, sc_error *error)
 {
-    return sc_partition_begin(topic, 0, offset, 1, error);
+    return sc_partition_begin(topic, 0, offset, 1, NULL, 0, error);
 }
 
 static void test_a_log_that_never_had_a_record_begins_where_it_is_told_for_good(void)

@@ -11,13 +11,42 @@ def delete_before(Topic topic, uint32_t partition, int64_t offset):
     return (removal.start_offset, removal.segments, removal.bytes)
 
 
-def begin(Topic topic, uint32_t partition, int64_t offset, uint32_t schema_version):
-    """Has a log that never had a record begin at an offset."""
+def begin(Topic topic, uint32_t partition, int64_t offset, uint32_t schema_version, bytes producers=b""):
+    """Has a log that never had a record begin at an offset; with what `producers` gave elsewhere."""
     cdef sc_error error
+    cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(producers)
+    cdef int64_t size = PyBytes_GET_SIZE(producers)
     cdef int code
     with nogil:
-        code = sc_partition_begin(topic.ptr, partition, offset, schema_version, &error)
+        code = sc_partition_begin(topic.ptr, partition, offset, schema_version, data, size, &error)
     check(code, &error)
+
+
+def producers(Topic topic, uint32_t partition, int64_t offset, bytes known=b""):
+    """What the records below an offset, where a segment ends, say of producers, encoded; b"": there is no producer.
+
+    known: the same as of a lower offset, which saves reading what lies before that.
+    """
+    cdef sc_error error
+    cdef const uint8_t *before = <const uint8_t *>PyBytes_AS_STRING(known)
+    cdef int64_t before_size = PyBytes_GET_SIZE(known), size
+    cdef uint8_t *data
+    cdef int code
+    with nogil:
+        code = sc_partition_producers(topic.ptr, partition, offset, before, before_size, &data, &size, &error)
+    try:
+        check(code, &error)
+        return PyBytes_FromStringAndSize(<const char *>data, size) if size else b""
+    finally:
+        free(data)
+
+
+def look_at_producers(bytes data):
+    """(offset that they are as of, how many, greatest id) of what `producers` gave. Raises CorruptionError."""
+    cdef sc_error error
+    cdef sc_producers found
+    check(sc_producers_look(<const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &found, &error), &error)
+    return (found.offset, found.count, found.greatest_id)
 
 
 def roll(Topic topic, uint32_t partition):
