@@ -3,7 +3,8 @@
 The rules are those of Apache Kafka's `log.retention`: a segment is as old as its greatest record timestamp; segments go
 oldest first, and the first that must stay keeps all behind it; size counts the segments of one partition, and never
 takes it below the limit. One rule is ours: a timestamp more than a day ahead of the clock is no reason to keep a
-segment. Such a segment is as old as its file, and the log says so once.
+segment. Such a segment is as old as its file, and the log says so once. In the tier, its object is as old as that file
+was (streamcore/tier/keeping.py).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def apply_retention(topic: Topic, now_ms: int | None = None) -> RetentionReport:
     removed, future = [], 0
     for partition in range(topic.partition_count):
         held = topic.segments(partition)
-        future += sum(_is_from_the_future(topic, segment, now) for segment in held)
+        future += sum(is_from_the_future(topic, partition, one.base_offset, one.max_timestamp_ms, now) for one in held)
         before = max(
             _end_of_expired(topic, held, config.retention_ms, now),
             end_of_surplus(held, config.retention_bytes),
@@ -108,7 +109,7 @@ def _end_of_expired(topic: Topic, held: list[Segment], retention_ms: int | None,
     for segment in held:
         if retention_ms is None or segment.end_offset == segment.base_offset:
             break
-        if _time_of(topic, segment, now) >= now - retention_ms:
+        if time_of(topic, segment, now) >= now - retention_ms:
             break
         end = segment.end_offset
     return end
@@ -126,25 +127,31 @@ def end_of_surplus(held: Sequence[Sized], retention_bytes: int | None) -> int:
     return end
 
 
-def _is_from_the_future(topic: Topic, segment: Segment, now: int) -> bool:
-    if segment.max_timestamp_ms is None or segment.max_timestamp_ms <= now + FUTURE_MS_MAX:
+def is_from_the_future(topic: Topic, partition: int, base_offset: int, newest_ms: int | None, now: int) -> bool:
+    """Whether a segment's greatest timestamp says nothing of worth: it is too far ahead of the clock."""
+    if newest_ms is None or newest_ms <= now + FUTURE_MS_MAX:
         return False
     known = _warned.setdefault(topic, set())
-    place = (segment.partition, segment.base_offset)
-    if place not in known:
-        known.add(place)
+    if (partition, base_offset) not in known:
+        known.add((partition, base_offset))
         _log.warning(
             "%s/%d: the segment at offset %d has a record that is dated %d ms ahead of the clock; "
             "retention goes by the age of its file",
-            topic.name, segment.partition, segment.base_offset, segment.max_timestamp_ms - now,
+            topic.name, partition, base_offset, newest_ms - now,
         )  # fmt: skip
     return True
 
 
-def _time_of(topic: Topic, segment: Segment, now: int) -> int:
+def time_of(topic: Topic, segment: Segment, now: int) -> int:
     """How new a segment is: its greatest timestamp, or the time of its file where that says nothing of worth."""
-    if segment.max_timestamp_ms is not None and not _is_from_the_future(topic, segment, now):
-        return segment.max_timestamp_ms
+    newest_ms = segment.max_timestamp_ms
+    if newest_ms is not None and not is_from_the_future(topic, segment.partition, segment.base_offset, newest_ms, now):
+        return newest_ms
+    return file_time_ms(segment, now)
+
+
+def file_time_ms(segment: Segment, now: int) -> int:
+    """When a segment's file was changed last, in milliseconds since 1970; now, where it is gone."""
     try:
         return Path(segment.path).stat().st_mtime_ns // 1_000_000
     except FileNotFoundError:

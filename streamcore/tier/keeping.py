@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import xxhash
 
 from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
-from streamcore.retention import Removed, RetentionReport, end_of_surplus
+from streamcore.retention import Removed, RetentionReport, end_of_surplus, is_from_the_future, time_of
 from streamcore.tier import offload
 from streamcore.tier.log import TierLog
 from streamcore.tier.manifest import Entry, Manifest, check_epoch
@@ -33,11 +33,16 @@ _log = logging.getLogger("streamcore.tier")
 
 
 class _Held(NamedTuple):
-    """Some records, here or in the tier: behind which offset they end, how new and how large they are."""
+    """Some records, here or in the tier: behind which offset they end, how new and how large they are.
+
+    time_ms: their greatest timestamp; None: there are none. from_the_future: that is too far ahead of the clock, and
+    time_ms that of the segment's file.
+    """
 
     end_offset: int
-    max_timestamp_ms: int | None
+    time_ms: int | None
     size_bytes: int
+    from_the_future: bool
 
 
 # ---- altogether ------------------------------------------------------------------------------------------------------
@@ -48,17 +53,20 @@ def apply_retention(topic: Topic, tier: Tier, log: TierLog, now_ms: int | None =
     config = topic.config
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     removed: list[Removed] = []
+    future = 0
     if config.retention_ms is None and config.retention_bytes is None:
         return RetentionReport()
     for partition in range(topic.partition_count):
         segments = topic.segments(partition)
-        before = _end_of_what_goes(_held(log, partition, segments), config.retention_ms, config.retention_bytes, now)
+        held = _held(topic, log, partition, segments, now)
+        future += sum(one.from_the_future for one in held)
+        before = _end_of_what_goes(held, config.retention_ms, config.retention_bytes, now)
         before = max(before, _end_of_gap(topic, log, partition))
         if before > _known_start(topic, log, partition):
             if segments and segments[-1].end_offset <= before and not segments[-1].sealed:
                 topic.roll(partition)
             removed.append(_delete_what_is_old(topic, tier, log, partition, before))
-    return RetentionReport(tuple(removed))
+    return RetentionReport(tuple(removed), future)
 
 
 def _end_of_gap(topic: Topic, log: TierLog, partition: int) -> int:
@@ -74,17 +82,31 @@ def _known_start(topic: Topic, log: TierLog, partition: int) -> int:
     return start if known is None else min(start, known.manifest.start_offset)
 
 
-def _held(log: TierLog, partition: int, segments: list[Segment]) -> list[_Held]:
+def _held(topic: Topic, log: TierLog, partition: int, segments: list[Segment], now: int) -> list[_Held]:
     """All that there is of a partition, by offset. What is at both places counts once."""
     known = log.copy(partition)
     entries = () if known is None else known.manifest.entries
-    held = [
-        _Held(entry.end_offset, entry.max_timestamp_ms if entry.rows else None, entry.segment_bytes)
-        for entry in entries
-    ]
     end = entries[-1].end_offset if entries else 0
-    here = (segment for segment in segments if segment.end_offset > max(end, segment.base_offset))
-    return held + [_Held(one.end_offset, one.max_timestamp_ms, one.size_bytes) for one in here]
+    here = [segment for segment in segments if segment.end_offset > max(end, segment.base_offset)]
+    return [_held_there(topic, partition, entry, now) for entry in entries] + _held_here(topic, here, now)
+
+
+def _held_there(topic: Topic, partition: int, entry: Entry, now: int) -> _Held:
+    if not entry.rows:
+        return _Held(entry.end_offset, None, entry.segment_bytes, False)
+    newest = entry.max_timestamp_ms
+    future = is_from_the_future(topic, partition, entry.base_offset, newest, now)
+    return _Held(entry.end_offset, entry.segment_ms or newest if future else newest, entry.segment_bytes, future)
+
+
+def _held_here(topic: Topic, segments: list[Segment], now: int) -> list[_Held]:
+    held = []
+    for one in segments:
+        newest = one.max_timestamp_ms
+        future = is_from_the_future(topic, one.partition, one.base_offset, newest, now)
+        time_ms = None if newest is None else time_of(topic, one, now)
+        held.append(_Held(one.end_offset, time_ms, one.size_bytes, future))
+    return held
 
 
 def _end_of_what_goes(held: list[_Held], retention_ms: int | None, retention_bytes: int | None, now: int) -> int:
@@ -97,7 +119,7 @@ def _end_of_what_goes(held: list[_Held], retention_ms: int | None, retention_byt
 
 
 def _is_older(one: _Held, moment_ms: int) -> bool:
-    return one.max_timestamp_ms is None or one.max_timestamp_ms < moment_ms
+    return one.time_ms is None or one.time_ms < moment_ms
 
 
 def delete_before(topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int) -> Removed:
@@ -167,7 +189,7 @@ def apply_local_retention(
         if stop is not None and stop():
             break
         segments = topic.segments(partition)
-        held = [_Held(one.end_offset, one.max_timestamp_ms, one.size_bytes) for one in segments]
+        held = _held_here(topic, segments, now)
         wanted = _end_of_what_goes(held, config.local_retention_ms, config.local_retention_bytes, now)
         before = min(wanted, _verified_end(topic, tier, log, partition, wanted))
         if before > topic.local_start(partition):

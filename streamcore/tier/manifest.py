@@ -25,8 +25,8 @@ class Entry:
     """A segment in the tier: the offsets [base, end), of which there are `rows`; times in ms since 1970.
 
     name: of its object, empty when it has no rows. size, digest (XXH3-128, hex): of the object. footer_bytes,
-    footer_digest: of its end, which has no checksum of its own. segment_bytes: of the segment file that it was made
-    from.
+    footer_digest: of its end, which has no checksum of its own. segment_bytes, segment_ms: of the segment file that it
+    was made from, and when that was changed last; 0 where a version wrote it that did not say so.
     """
 
     base_offset: int
@@ -41,6 +41,7 @@ class Entry:
     footer_bytes: int
     footer_digest: str
     segment_bytes: int
+    segment_ms: int = 0
 
     def check(self) -> None:
         """Raises ValueError for what nobody has written."""

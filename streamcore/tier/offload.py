@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import xxhash
 
 from streamcore.errors import TierError
+from streamcore.retention import file_time_ms
 from streamcore.tier import backup, documents, parquet
 from streamcore.tier.documents import Content, Document
 from streamcore.tier.kept import Copy
@@ -138,7 +139,8 @@ def write_object(topic: Topic, segment: Segment, start: int, end: int, file: Pat
         "schema_version": str(version.number),
     }
     written = parquet.write_segment(scan.batches(), schema, file, about, key_filter=topic.config.tier_key_filter)
-    entry = Entry(start, end, "", 0, "", 0, 0, 0, version.number, 0, "", segment.size_bytes)
+    segment_ms = file_time_ms(segment, time.time_ns() // 1_000_000)
+    entry = Entry(start, end, "", 0, "", 0, 0, 0, version.number, 0, "", segment.size_bytes, segment_ms)
     if written is None:
         return entry
     digest = digest_of(file)

@@ -424,6 +424,43 @@ def test_retention_removes_from_the_tier_what_is_too_old_or_too_much(store: sc.S
     assert len(list(topic.scan())) == 2000 - topic.partitions[0].start_offset
 
 
+def test_a_timestamp_from_the_future_keeps_nothing_in_the_tier_nor_here(
+    store: sc.Store, tier_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hour_ms, now = 3600 * 1000, time.time_ns() // 1_000_000
+    topic = store.create_topic("clicks", tier=True, retention_ms=10 * hour_ms, local_retention_ms=5 * hour_ms)
+    for number, (hours, ahead) in enumerate(((20, 500), (6, 500), (6, 20), (1, 500))):
+        topic.append([b"%d" % number], timestamps=[now + ahead * hour_ms])
+        topic.roll()
+        moment = (now - hours * hour_ms) / 1000
+        os.utime(topic.segments(0)[number].path, (moment, moment))
+    topic.offload()
+    assert topic.cold is not None
+    assert store.tier is not None
+    keeping.apply_local_retention(topic, store.tier, topic.cold, now)
+    assert [part.local_start_offset for part in topic.partitions] == [2]  # 20 hours are no day: these count
+    report = sc.retention.apply_retention(topic, now)  # type: ignore[attr-defined]
+    assert report.from_the_future == 3
+    assert [record.value for record in topic.scan()] == [b"1", b"2", b"3"]
+    assert len(parquet_files(tier_path)) == 3
+    assert sum("ahead of the clock" in record.message for record in caplog.records) == 3
+
+
+def test_an_object_of_a_version_that_knew_no_file_times_is_as_old_as_its_records(
+    store: sc.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day_ms, now = 24 * 3600 * 1000, time.time_ns() // 1_000_000
+    topic = store.create_topic("clicks", tier=True, retention_ms=day_ms)
+    monkeypatch.setattr(offload, "file_time_ms", lambda segment, now: 0)
+    topic.append([b"old"], timestamps=[now - 2 * day_ms])
+    topic.roll()
+    topic.append([b"ahead"], timestamps=[now + 9 * day_ms])
+    topic.roll()
+    topic.offload()
+    sc.retention.apply_retention(topic, now)  # type: ignore[attr-defined]
+    assert [record.value for record in topic.scan()] == [b"ahead"]
+
+
 def test_deleted_records_are_gone_at_both_places_and_for_scans_made_before(store: sc.Store) -> None:
     topic = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
     fill(topic)
