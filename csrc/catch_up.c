@@ -423,12 +423,12 @@ static int fail_not_there(sc_partition *partition, int64_t offset, const sc_tail
     return SC_RANGE;
 }
 
-static int walk_up_to(sc_partition *partition, sc_producer_state *state, int64_t offset, const uint8_t *known,
-                      int64_t known_size, sc_error *error)
+static int walk_up_to(sc_partition *partition, sc_producer_state *state, int64_t offset, int64_t known_offset,
+                      const uint8_t *known, int64_t known_size, sc_error *error)
 {
     walker self = {.partition = partition, .state = state, .dated = true, .error = error};
     sc_tail tail;
-    int64_t reached = offset;
+    int64_t reached = offset, unused;
     int code = sc_partition_tail(partition, &tail, error);
     if (code != SC_OK)
         return code;
@@ -437,9 +437,13 @@ static int walk_up_to(sc_partition *partition, sc_producer_state *state, int64_t
     sc_tail now = tail;
     if (!SC_CONTROL(producers_beyond_offset))
         tail.end_offset = offset; /* a snapshot of later ones is of no use */
-    code = known_size == 0 ? begin(partition, &tail, state, error)
-                           : sc_producer_state_decode(state, known, known_size, &state->offset, error);
-    if (code == SC_OK && known_size > 0 && state->offset < tail.start_offset) /* what lay between is gone */
+    if (known_offset < 0)
+        code = begin(partition, &tail, state, error);
+    else if (known_size > 0)
+        code = sc_producer_state_decode(state, known, known_size, &unused, error);
+    if (known_offset >= 0)
+        state->offset = known_offset;
+    if (code == SC_OK && known_offset >= 0 && known_offset < tail.start_offset) /* what lay between is gone */
         load_snapshot(partition, &tail, state);
     if (code == SC_OK && state->offset > offset && !SC_CONTROL(producers_beyond_offset))
         return fail_not_there(partition, offset, &now, error);
@@ -451,12 +455,12 @@ static int walk_up_to(sc_partition *partition, sc_producer_state *state, int64_t
 }
 
 static int producers_inside(sc_topic *topic, uint32_t number, int64_t offset, sc_producer_state *state,
-                            const uint8_t *known, int64_t known_size, sc_error *error)
+                            int64_t known_offset, const uint8_t *known, int64_t known_size, sc_error *error)
 {
     sc_partition *partition;
     int code = sc_topic_partition(topic, number, &partition, error);
     if (code == SC_OK)
-        code = walk_up_to(partition, state, offset, known, known_size, error);
+        code = walk_up_to(partition, state, offset, known_offset, known, known_size, error);
     if (code != SC_OK)
         return code;
     int64_t expiry_ms = sc_topic_settings_read(topic).producer_expiry_ms;
@@ -466,8 +470,8 @@ static int producers_inside(sc_topic *topic, uint32_t number, int64_t offset, sc
     return SC_OK;
 }
 
-int sc_partition_producers(sc_topic *topic, uint32_t number, int64_t offset, const uint8_t *known, int64_t known_size,
-                           uint8_t **data, int64_t *size, sc_error *error)
+int sc_partition_producers(sc_topic *topic, uint32_t number, int64_t offset, int64_t known_offset, const uint8_t *known,
+                           int64_t known_size, uint8_t **data, int64_t *size, sc_error *error)
 {
     *data = NULL;
     *size = 0;
@@ -476,7 +480,7 @@ int sc_partition_producers(sc_topic *topic, uint32_t number, int64_t offset, con
         return code;
     sc_producer_state *state = sc_producer_state_new();
     code = state == NULL ? sc_fail_memory(error)
-                         : producers_inside(topic, number, offset, state, known, known_size, error);
+                         : producers_inside(topic, number, offset, state, known_offset, known, known_size, error);
     if (code == SC_OK && state->count > 0) {
         *size = sc_producer_state_encoded_size(state);
         *data = malloc((size_t)*size);

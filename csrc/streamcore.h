@@ -277,11 +277,11 @@ int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint
 
 /* What the records below `offset` say of producers, for a copy of the log elsewhere; docs/format.md has the bytes, 32
  * and 160 for each producer. A segment must end at `offset`, and all below be decided: else SC_RANGE. `known`: the same
- * as of a lower offset (size 0: none), so that only what lies behind that is read. Those that were idle for
- * producer_expiry_ms are left out. No lock is taken: nothing waits for this. *data: free it; NULL when there is no
- * producer. */
-int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, const uint8_t *known,
-                           int64_t known_size, uint8_t **data, int64_t *size, sc_error *error);
+ * as of `known_offset`, so that only what lies behind that is read (-1: nothing is known; size 0: there was no
+ * producer). Those that were idle for producer_expiry_ms are left out. No lock is taken: nothing waits for this. *data:
+ * free it; NULL when there is no producer. */
+int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, int64_t known_offset,
+                           const uint8_t *known, int64_t known_size, uint8_t **data, int64_t *size, sc_error *error);
 
 typedef struct sc_producers {
     int64_t offset, count;

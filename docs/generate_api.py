@@ -136,6 +136,7 @@ PLUMBING = {
         "open",
         "open_rewrite",
         "local_start",
+        "producers",
         "partition_count",
         "row",
         "send_plan",

@@ -186,8 +186,8 @@ cdef extern from "streamcore.h" nogil:
                                    sc_error *error)
     int sc_partition_begin(sc_topic *topic, uint32_t partition, int64_t offset, uint32_t schema_version,
                            const uint8_t *producers, int64_t producers_size, sc_error *error)
-    int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, const uint8_t *known,
-                               int64_t known_size, uint8_t **data, int64_t *size, sc_error *error)
+    int sc_partition_producers(sc_topic *topic, uint32_t partition, int64_t offset, int64_t known_offset,
+                               const uint8_t *known, int64_t known_size, uint8_t **data, int64_t *size, sc_error *error)
 
     ctypedef struct sc_producers:
         int64_t offset

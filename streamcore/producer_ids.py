@@ -25,3 +25,11 @@ def next_producer_id(catalog: Catalog) -> int:
     catalog.ensure_tables(TABLE, SENSE)
     with catalog.changing() as connection:
         return take_producer_id(connection)
+
+
+def skip_to(catalog: Catalog, first: int) -> None:
+    """Has new ids begin at `first` at least: lower ones may have been given since this catalog was copied."""
+    catalog.ensure_tables(TABLE, SENSE)
+    with catalog.changing() as connection:
+        connection.execute("insert into producer_ids select 1 where not exists (select 1 from producer_ids)")
+        connection.execute("update producer_ids set next = max(next, ?)", (first,))

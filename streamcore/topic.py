@@ -433,6 +433,11 @@ class Topic:
         core = self._handle.open()
         return self._handle.call(partial(_core.delete_before, core, partition, before))
 
+    def producers(self, partition: int, offset: int, known_offset: int, known: bytes) -> bytes:
+        """What is known of the producers of all records below an offset, where a segment ends: `_core.producers`."""
+        core = self._handle.open()
+        return self._handle.call(partial(_core.producers, core, partition, offset, known_offset, known))
+
     def _deletion_offset(self, partition: int, bound: Any) -> int:
         if isinstance(bound, (int, np.integer)) and not isinstance(bound, bool):
             return max(0, int(bound))

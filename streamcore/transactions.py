@@ -37,7 +37,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from streamcore import _core, producer_ids
-from streamcore.catalog import IS_COUNT, IS_PARTITION, IS_TIME
+from streamcore.catalog import IS_COUNT, IS_PARTITION, IS_TIME, Catalog
 from streamcore.config import check_durability
 from streamcore.errors import FencedError, StreamcoreError, TopicNotFoundError, TransactionError
 from streamcore.producer_ids import take_producer_id
@@ -523,6 +523,17 @@ def _claim(connection: sqlite3.Connection, name: str, places: Iterable[Place]) -
 
 def _delete_decisions(connection: sqlite3.Connection, keys: Iterable[tuple[int, int]]) -> None:
     connection.executemany("delete from transaction_decisions where producer_id = ? and epoch = ?", list(keys))
+
+
+def forget_machine(catalog: Catalog) -> None:
+    """Has the next who opens a copied catalog take the machine for another one, as it is, or for one that went down.
+
+    The epochs in a copy may be older than those in the logs: each transactional id gets a new producer id.
+    """
+    if catalog.has_table("transactional_ids"):
+        with catalog.changing() as connection:
+            connection.execute("delete from transaction_boot")
+            connection.execute("update transactional_ids set boot = ''")
 
 
 def finish_transactions(store: Store, now: int | None = None, *, everything: bool = True) -> int:

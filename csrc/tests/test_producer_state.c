@@ -796,14 +796,16 @@ static void test_threads_that_read_while_transactions_end_see_only_what_is_commi
 enum { ELSEWHERE = 5000, BOUNDARIES_MAX = 64 };
 
 typedef struct known {
-    uint8_t *data; /* NULL: there is no producer */
+    int64_t offset; /* -1: nothing is known */
+    uint8_t *data;  /* NULL: there is no producer */
     int64_t size;
 } known;
 
 static known known_at(sc_topic *topic, int64_t offset, known before)
 {
-    known found;
-    CHECK_OK(sc_partition_producers(topic, 0, offset, before.data, before.size, &found.data, &found.size, &error),
+    known found = {.offset = offset};
+    CHECK_OK(sc_partition_producers(topic, 0, offset, before.offset, before.data, before.size, &found.data, &found.size,
+                                    &error),
              error);
     return found;
 }
@@ -842,7 +844,7 @@ static void test_producers_as_of_an_offset_are_those_of_the_records_below_it(voi
         int64_t ends[BOUNDARIES_MAX], first, base;
         int32_t next[5] = {0};
         int16_t epochs[5] = {0};
-        known at[BOUNDARIES_MAX], none = {0};
+        known at[BOUNDARIES_MAX], none = {.offset = -1};
         int count = 0;
         for (int i = 0; i < 200; i++) {
             uint32_t id = 1 + random_below(4), rows = 1 + random_below(20);
@@ -874,8 +876,10 @@ static void test_producers_as_of_an_offset_are_those_of_the_records_below_it(voi
                 free(on.data);
             }
             known out = {0};
-            CHECK_EQ(sc_partition_producers(topic, 0, ends[1] + 1, NULL, 0, &out.data, &out.size, &error), SC_RANGE);
-            CHECK_EQ(sc_partition_producers(topic, 0, ends[0], at[1].data, at[1].size, &out.data, &out.size, &error),
+            CHECK_EQ(sc_partition_producers(topic, 0, ends[1] + 1, -1, NULL, 0, &out.data, &out.size, &error),
+                     SC_RANGE);
+            CHECK_EQ(sc_partition_producers(topic, 0, ends[0], ends[1], at[1].data, at[1].size, &out.data, &out.size,
+                                            &error),
                      SC_RANGE);
             if (way == 0)
                 topic_abandon(topic);
@@ -895,11 +899,11 @@ static void test_producers_as_of_an_offset_wait_for_open_transactions_and_know_o
     folder_make(path);
     sc_topic *topic = topic_open(path, true);
     int64_t first, base;
-    known none = {0}, found;
+    known none = {.offset = -1}, found;
     CHECK_OK(produce(topic, (sc_producer){1, 0, 0}, true, 5, 5, &first), error);
     CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
     CHECK_EQ(base, 5);
-    CHECK_EQ(sc_partition_producers(topic, 0, 5, NULL, 0, &found.data, &found.size, &error), SC_RANGE);
+    CHECK_EQ(sc_partition_producers(topic, 0, 5, -1, NULL, 0, &found.data, &found.size, &error), SC_RANGE);
     CHECK_EQ(finish(topic, 1, 0, true), 5);
     found = known_at(topic, 5, none);
     sc_producer_state *state = decoded(found);
@@ -984,7 +988,7 @@ static void test_a_log_that_begins_elsewhere_knows_its_producers_after_any_end(v
         CHECK_EQ(first, end);
         check_records(topic, 0, ELSEWHERE + 1, ELSEWHERE + 2);
         int64_t base;
-        known none = {0}, on;
+        known none = {.offset = -1}, on;
         CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
         on = known_at(topic, base, none);
         sc_producer_state *state = decoded(on);
@@ -1004,7 +1008,7 @@ static void test_a_log_that_begins_elsewhere_without_its_producers_takes_all_aga
     folder_make(path);
     sc_topic *topic = topic_open(path, true);
     int64_t first;
-    known none = {0};
+    known none = {.offset = -1};
     CHECK_OK(begin(topic, none), error);
     CHECK_OK(produce(topic, (sc_producer){1, 0, 490}, false, 10, 10, &first), error);
     CHECK_EQ(first, ELSEWHERE);

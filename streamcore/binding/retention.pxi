@@ -22,10 +22,10 @@ def begin(Topic topic, uint32_t partition, int64_t offset, uint32_t schema_versi
     check(code, &error)
 
 
-def producers(Topic topic, uint32_t partition, int64_t offset, bytes known=b""):
+def producers(Topic topic, uint32_t partition, int64_t offset, int64_t known_offset=-1, bytes known=b""):
     """What the records below an offset, where a segment ends, say of producers, encoded; b"": there is no producer.
 
-    known: the same as of a lower offset, which saves reading what lies before that.
+    known: the same as of `known_offset` (-1: nothing is known), which saves reading what lies before that.
     """
     cdef sc_error error
     cdef const uint8_t *before = <const uint8_t *>PyBytes_AS_STRING(known)
@@ -33,7 +33,8 @@ def producers(Topic topic, uint32_t partition, int64_t offset, bytes known=b""):
     cdef uint8_t *data
     cdef int code
     with nogil:
-        code = sc_partition_producers(topic.ptr, partition, offset, before, before_size, &data, &size, &error)
+        code = sc_partition_producers(
+            topic.ptr, partition, offset, known_offset, before, before_size, &data, &size, &error)
     try:
         check(code, &error)
         return PyBytes_FromStringAndSize(<const char *>data, size) if size else b""

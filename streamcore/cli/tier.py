@@ -236,10 +236,13 @@ def prefetch(settings: Settings, topic: str, partition: int | None, start: str, 
 @command.command()
 @click.argument("url")
 @_option_option
+@click.option(
+    "--without-producers", is_flag=True, help="Leave out what is known of idempotent producers, where it is damaged."
+)
 @output_option
 @store_option
 @pass_settings
-def restore(settings: Settings, url: str, options: tuple[str, ...]) -> None:
+def restore(settings: Settings, url: str, options: tuple[str, ...], without_producers: bool) -> None:
     """Make a store anew from its tier, in a folder that is empty or not there (--store).
 
     Topics, settings, schemas, groups and their offsets come from the copy of the catalog; records are read from the
@@ -253,7 +256,8 @@ def restore(settings: Settings, url: str, options: tuple[str, ...]) -> None:
     from streamcore.tier.restore import restore as run
 
     with progress("restore", unit="partitions") as advance:
-        found = run(url, Path(settings.path), _options(options) or None, advance)
+        given = _options(options) or None
+        found = run(url, Path(settings.path), given, advance, without_producers=without_producers)
     emit_records([one._asdict() for one in found], settings.form)
     empty = [one.topic for one in found if not one.tiered]
     if empty:

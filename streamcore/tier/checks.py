@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamcore.errors import CorruptionError, StreamcoreError, TierError
-from streamcore.tier import backup, documents, keeping
+from streamcore.tier import backup, documents, keeping, producers
 from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import Info, ObjectMissingError
 
@@ -51,7 +51,9 @@ def verify(store: Store, tier: Tier, *, read: bool, progress: Progress | None) -
             except CorruptionError as error:
                 problems.append(Problem(error.path or tier.url, error.offset, error.position, error.message))
                 continue
-            named += [(log, partition, entry) for entry in (() if copy is None else copy.manifest.entries)]
+            if copy is not None:
+                named += [(log, partition, entry) for entry in copy.manifest.entries]
+                problems += _of_producers(tier, log, partition, copy.manifest, read)
     total, done = sum(entry.size for _, _, entry in named), 0
     for log, partition, entry in named:
         said = keeping.problem_of(tier, log, partition, entry) if read else _size_problem(tier, log, partition, entry)
@@ -62,6 +64,16 @@ def verify(store: Store, tier: Tier, *, read: bool, progress: Progress | None) -
         if progress is not None:
             progress(done, total)
     return problems
+
+
+def _of_producers(tier: Tier, log: TierLog, partition: int, manifest: Manifest, read: bool) -> list[Problem]:
+    from streamcore.store import Problem
+
+    if manifest.producers is None:
+        return []
+    path = log.path_of(partition, manifest.producers.name)
+    said = producers.problem_of(tier.objects, path, manifest.producers, read=read)
+    return [] if said is None else [Problem(tier.objects.url_of(path), manifest.producers.offset, None, said)]
 
 
 def _size_problem(tier: Tier, log: TierLog, partition: int, entry: Entry) -> str | None:
@@ -144,11 +156,11 @@ def _unnamed_of_partition(tier: Tier, folder: str, infos: list[Info]) -> Iterato
         document = documents.load(tier.objects, path)
         if document is None and tier.knows(folder):
             raise TierError("the manifest is gone", tier.objects.url_of(path))
-        entries = () if document is None else Manifest.of(document.content, tier.objects.url_of(path)).entries
+        manifest = None if document is None else Manifest.of(document.content, tier.objects.url_of(path))
     except StreamcoreError as error:  # nothing can be said of its objects
         _log.warning("gc leaves %s alone: %s", folder, error)
         return
-    named = {f"{folder}/{entry.name}" for entry in entries} | {path}
+    named = {path} if manifest is None else {path, *(f"{folder}/{name}" for name in manifest.names)}
     yield from (info for info in infos if info.path not in named)
 
 

@@ -16,7 +16,7 @@ from streamcore.errors import CorruptionError, FencedError
 from streamcore.tier.documents import Content
 
 MANIFEST = "manifest.json"  # in a partition's folder
-_NAME = re.compile(r"\d{20}-[0-9a-f]{32}-[0-9a-f]{8}\.parquet")
+_NAME = re.compile(r"\d{20}-[0-9a-f]{32}-[0-9a-f]{8}\.(?P<kind>parquet|producers)")
 _OFFSET_MAX = (1 << 63) - 1
 
 
@@ -53,15 +53,36 @@ class Entry:
             raise ValueError(f"an object has the offsets {self.base_offset} to {self.end_offset}")
         if not 0 <= self.rows <= self.end_offset - self.base_offset or min(self.size, self.segment_bytes) < 0:
             raise ValueError(f"the object at {self.base_offset} has {self.rows} rows in {self.size} bytes")
-        if bool(self.name) != (self.rows > 0) or (self.name and not _NAME.fullmatch(self.name)):
+        if bool(self.name) != (self.rows > 0) or (self.name and not _is_name(self.name, "parquet")):
             raise ValueError(f"an object is named {self.name!r}")
         if self.name and not 0 < self.footer_bytes <= self.size:
             raise ValueError(f"the object {self.name} has a footer of {self.footer_bytes} of {self.size} bytes")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known of the producers of all records below `offset`: an object, without a name when there are none."""
+
+    offset: int
+    name: str
+    size: int
+    digest: str
+
+    def check(self) -> None:
+        """Raises ValueError for what nobody has written."""
+        kinds = [type(getattr(self, field.name)) for field in dataclasses.fields(self)]
+        if kinds != [int, str, int, str] or not 0 <= self.offset <= _OFFSET_MAX or self.size < 0:
+            raise ValueError(f"producers are {self!r}")
+        if bool(self.name) != (self.size > 0) or (self.name and not _is_name(self.name, "producers")):
+            raise ValueError(f"an object is named {self.name!r}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the tier holds of a partition, of `version` (counted up by each change)."""
+    """What the tier holds of a partition, of `version` (counted up by each change).
+
+    producers: None where a version wrote it that did not keep them.
+    """
 
     topic_id: str
     partition: int
@@ -69,6 +90,7 @@ class Manifest:
     version: int
     start_offset: int
     entries: tuple[Entry, ...]
+    producers: Snapshot | None = None
 
     @property
     def end_offset(self) -> int:
@@ -80,10 +102,18 @@ class Manifest:
         """The bytes of all objects."""
         return sum(entry.size for entry in self.entries)
 
-    def with_entry(self, entry: Entry) -> Manifest:
-        """One more object behind the others."""
+    @property
+    def names(self) -> list[str]:
+        """Of all objects."""
+        known = [] if self.producers is None else [self.producers.name]
+        return [name for name in known + [entry.name for entry in self.entries] if name]
+
+    def with_entry(self, entry: Entry, producers: Snapshot) -> Manifest:
+        """One more object behind the others, and what is known of producers where it ends."""
         assert entry.base_offset == self.end_offset
-        return dataclasses.replace(self, version=self.version + 1, entries=(*self.entries, entry))
+        assert entry.end_offset == producers.offset
+        entries = (*self.entries, entry)
+        return dataclasses.replace(self, version=self.version + 1, entries=entries, producers=producers)
 
     def with_start(self, offset: int) -> tuple[Manifest, tuple[Entry, ...]]:
         """Begins at an offset; and the entries that go."""
@@ -100,7 +130,9 @@ class Manifest:
         """What a document says. Raises CorruptionError for what nobody has written."""
         try:
             numbers = {name: _number(content, name) for name in ("partition", "epoch", "version", "start_offset")}
-            found = cls(_text(content, "topic_id"), **numbers, entries=tuple(_entry(one) for one in content["entries"]))
+            entries = tuple(_entry(one) for one in content["entries"])
+            producers = _snapshot(content.get("producers"))
+            found = cls(_text(content, "topic_id"), **numbers, entries=entries, producers=producers)
             found._check()
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptionError(f"the manifest makes no sense: {error}", url) from None
@@ -112,6 +144,8 @@ class Manifest:
                 raise ValueError(f"offset {before.end_offset} is followed by {behind.base_offset}")
         if self.entries and not self.entries[0].base_offset <= self.start_offset <= self.entries[0].end_offset:
             raise ValueError(f"it begins at {self.start_offset}, its first object at {self.entries[0].base_offset}")
+        if self.producers is not None and self.producers.offset > self.end_offset:
+            raise ValueError(f"it ends at {self.end_offset}, and knows of producers up to {self.producers.offset}")
 
 
 def check_epoch(found: int, own: int, url: str) -> None:
@@ -126,6 +160,19 @@ def _entry(content: Any) -> Entry:
     entry = Entry(**content)
     entry.check()
     return entry
+
+
+def _snapshot(content: Any) -> Snapshot | None:
+    if content is None:
+        return None
+    snapshot = Snapshot(**content)
+    snapshot.check()
+    return snapshot
+
+
+def _is_name(name: str, kind: str) -> bool:
+    found = _NAME.fullmatch(name)
+    return found is not None and found["kind"] == kind
 
 
 def _number(content: Content, name: str) -> int:

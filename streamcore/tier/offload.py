@@ -1,4 +1,5 @@
-"""Sealed segments go to the tier: first the object, then the manifest that names it, then the copy in the catalog.
+"""Sealed segments go to the tier: first the object, then what is known of producers where it ends, then the manifest
+that names both, then the copy in the catalog.
 
 Each step may be the last one of a process. Each upload has a name of its own: an object that no manifest names will
 never be named by one, so that `gc` may remove it whenever it wants. Of two who offload at once, one changes the
@@ -26,7 +27,8 @@ from streamcore.tier import backup, documents, parquet
 from streamcore.tier.documents import Content, Document
 from streamcore.tier.kept import Copy
 from streamcore.tier.log import TierLog
-from streamcore.tier.manifest import MANIFEST, Entry, Manifest, check_epoch
+from streamcore.tier.manifest import MANIFEST, Entry, Manifest, Snapshot, check_epoch
+from streamcore.tier.producers import Snapshots
 
 if TYPE_CHECKING:
     from streamcore.segments import Segment
@@ -83,6 +85,7 @@ def pending(topic: Topic, log: TierLog, partition: int) -> list[Segment]:
 
 def _offload_partition(topic: Topic, tier: Tier, log: TierLog, partition: int, stop: Stop | None) -> list[Offloaded]:
     done = []
+    snapshots = Snapshots(topic, tier, log, partition)
     known = log.fresh(partition)
     if known is not None:
         check_epoch(known.manifest.epoch, tier.epoch, log.manifest_url(partition))
@@ -96,11 +99,13 @@ def _offload_partition(topic: Topic, tier: Tier, log: TierLog, partition: int, s
             entry = write_object(topic, segment, start, segment.end_offset, file)
             if entry.name:
                 put(tier, log, partition, entry, file)
+        producers = snapshots.put(entry.end_offset, None if known is None else known.manifest)
         try:
-            known = _note(topic, tier, log, partition, entry, known)
+            known, replaced = _note(topic, tier, log, partition, entry, producers, known)
         except _Overtaken:
             known = log.fresh(partition)
             continue
+        snapshots.forget(replaced)
         path = tier.objects.url_of(log.path_of(partition, entry.name)) if entry.name else ""
         done.append(Offloaded(partition, start, entry.end_offset, entry.rows, segment.size_bytes, entry.size, path))
         _log.info("%s/%d: offsets %d to %d are in the tier: %d records, %d of %d bytes", topic.name, partition,
@@ -191,16 +196,21 @@ def temporary(folder: Path, topic: Topic, segment: Segment) -> Iterator[Path]:
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
-def _note(topic: Topic, tier: Tier, log: TierLog, partition: int, entry: Entry, known: Copy | None) -> Copy:
-    """Adds an object to the manifest, if that ends where the object begins."""
+def _note(
+    topic: Topic, tier: Tier, log: TierLog, partition: int, entry: Entry, producers: Snapshot, known: Copy | None
+) -> tuple[Copy, Snapshot | None]:
+    """Adds an object to the manifest, if that ends where the object begins; and what was known of producers before."""
+    replaced: Snapshot | None = None
 
     def added(manifest: Manifest | None) -> Manifest:
+        nonlocal replaced
         found = manifest or Manifest(topic.id, partition, tier.epoch, 0, entry.base_offset, ())
         if found.end_offset != entry.base_offset:
             raise _Overtaken
-        return found.with_entry(entry)
+        replaced = found.producers
+        return found.with_entry(entry, producers)
 
-    return change_manifest(tier, log, partition, added, known)
+    return change_manifest(tier, log, partition, added, known), replaced
 
 
 def change_manifest(

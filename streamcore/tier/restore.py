@@ -1,15 +1,19 @@
 """A store made anew from its tier: the machine that had it is gone.
 
 The catalog comes from its copy: topics, settings, schemas, groups and their offsets, transactional ids. Each partition
-of a tiered topic begins, here, where the tier ends; what is before it is read from the tier. So this takes the time of
-some requests, not of the data. Who restores counts the epoch of the tier up: the store that it was made from, should it
-live on somewhere, can change nothing there any more.
+of a tiered topic begins, here, where the tier ends, with what was known there of its producers; what is before it is
+read from the tier. So this takes the time of some requests, not of the data. Who restores counts the epoch of the tier
+up: the store that it was made from, should it live on somewhere, can change nothing there any more.
+
+The catalog takes its place last, when all the rest is durable. Until then the folder is no store: who dies in between
+leaves nothing that could be taken for one, and appended to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import tempfile
@@ -19,17 +23,21 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from streamcore import _core
+from streamcore import _core, producer_ids, transactions
 from streamcore import schema as schemas
 from streamcore.catalog import CATALOG_NAME, Catalog, TopicRow
 from streamcore.config import TopicConfig
 from streamcore.errors import CorruptionError, StorageError, TierError
+from streamcore.files import sync_folder
 from streamcore.store import Store
-from streamcore.tier import address, backup, documents, kept
+from streamcore.tier import address, backup, documents, kept, producers
 from streamcore.tier.documents import Content
 from streamcore.tier.manifest import MANIFEST, Manifest
 from streamcore.tier.objects import Objects
 from streamcore.topic_handle import add_schema, native_settings
+
+_MAKING = ".restoring"  # below the folder of the topics: the catalog, until all else is there
+_log = logging.getLogger("streamcore.tier")
 
 
 class Restored(NamedTuple):
@@ -47,15 +55,16 @@ Progress = Callable[[int, int], None]
 
 def restore(
     url: str, path: str | os.PathLike[str], tier_options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, *, without_producers: bool = False,
 ) -> list[Restored]:  # fmt: skip
     """Makes a store anew in a folder that is empty or not there, and returns its topics.
 
     What was not in the tier yet is not back: records that were not offloaded, and changes of the catalog since its last
-    copy. Committed offsets behind the end of what is back are set to that end. progress(done, total) in partitions.
-    Raises StorageError, TierError, CorruptionError.
+    copy. Committed offsets behind the end of what is back are set to that end. What is known of idempotent producers is
+    back as of the end of the records; without_producers: leaves it out, where it is damaged. progress(done, total) in
+    partitions. Raises StorageError, TierError, CorruptionError.
     """
-    restored = _made(url, Path(path), tier_options, progress, take_over=True)
+    restored = _made(url, Path(path), tier_options, progress, take_over=True, with_producers=not without_producers)
     with Store(path, maintenance=False, tier_options=tier_options):
         pass  # which brings back groups that are ahead of what is back, and ends transactions
     return restored
@@ -69,7 +78,7 @@ def open_tier(url: str, tier_options: Mapping[str, Any] | None = None) -> Store:
     """
     folder = Path(tempfile.mkdtemp(prefix="streamcore-tier-"))
     try:
-        _made(url, folder / "store", tier_options, None, take_over=False)
+        _made(url, folder / "store", tier_options, None, take_over=False, with_producers=False)
         store = Store(folder / "store", "r", maintenance=False, tier_options=tier_options)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,8 +88,9 @@ def open_tier(url: str, tier_options: Mapping[str, Any] | None = None) -> Store:
 
 
 def _made(
-    url: str, path: Path, tier_options: Mapping[str, Any] | None, progress: Progress | None, *, take_over: bool
-) -> list[Restored]:
+    url: str, path: Path, tier_options: Mapping[str, Any] | None, progress: Progress | None,
+    *, take_over: bool, with_producers: bool,
+) -> list[Restored]:  # fmt: skip
     with contextlib.suppress(FileNotFoundError):
         if any(path.iterdir()):
             raise StorageError(0, f"{path} is not empty: a store is restored into a folder of its own", str(path))
@@ -89,15 +99,31 @@ def _made(
     try:
         content = _owner(objects, take_over=take_over)
         data = _catalog_of(objects, content)
-        (path / "topics").mkdir(parents=True, exist_ok=True)
-        (path / CATALOG_NAME).write_bytes(data)
-        catalog = Catalog(path, True)
+        making = path / "topics" / _MAKING
+        making.mkdir(parents=True)
+        (making / CATALOG_NAME).write_bytes(data)
+        catalog = Catalog(making, True)
         try:
-            return _begun(objects, path, catalog, content, progress, take_over=take_over)
+            done = _begun(objects, path, catalog, content, progress, take_over, with_producers)
         finally:
             catalog.close()
+        _finish(path, making)
+        return done
     finally:
         objects.close()
+
+
+def _finish(path: Path, making: Path) -> None:
+    """Has the folder be a store, durably."""
+    if (left := sorted(one.name for one in making.iterdir())) != [CATALOG_NAME]:
+        raise StorageError(0, f"the catalog was not closed: there are {left}", str(making))
+    with (making / CATALOG_NAME).open("rb+") as file:
+        os.fsync(file.fileno())
+    sync_folder(path / "topics")
+    (making / CATALOG_NAME).rename(path / CATALOG_NAME)
+    making.rmdir()
+    for folder in (path / "topics", path, path.absolute().parent):
+        sync_folder(folder)
 
 
 def _owner(objects: Objects, *, take_over: bool) -> Content:
@@ -125,8 +151,9 @@ def _catalog_of(objects: Objects, content: Content) -> bytes:
 
 
 def _begun(
-    objects: Objects, path: Path, catalog: Catalog, content: Content, progress: Progress | None, *, take_over: bool
-) -> list[Restored]:
+    objects: Objects, path: Path, catalog: Catalog, content: Content, progress: Progress | None, take_over: bool,
+    with_producers: bool,
+) -> list[Restored]:  # fmt: skip
     """Has each partition begin where the tier ends."""
     epoch = int(content["epoch"])
     found = kept.settings(catalog)
@@ -135,6 +162,7 @@ def _begun(
     rows = catalog.topics()
     total, done = sum(row.partitions for row in rows), 0
     restored = []
+    greatest_id = 0
     for row in rows:
         (path / "topics" / row.folder).mkdir(exist_ok=True)
         copies = []
@@ -146,10 +174,16 @@ def _begun(
             done += 1
             if progress is not None:
                 progress(done, total)
-        _begin_topic(path / "topics" / row.folder, row, copies)
+        known = {copy.manifest.partition: copy.manifest for copy in copies if with_producers}
+        said = {number: _producers_of(objects, row, manifest) for number, manifest in known.items()}
+        greatest_id = max([greatest_id, *(_core.look_at_producers(data)[2] for data in said.values() if data)])
+        _begin_topic(path / "topics" / row.folder, row, copies, said)
         entries = [entry for copy in copies for entry in copy.manifest.entries]
         sizes = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
         restored.append(Restored(row.name, row.partitions, *sizes, tiered=bool(copies)))
+    if take_over:
+        producer_ids.skip_to(catalog, greatest_id + 1)  # ids that the copy does not know of yet may be in the tier
+        transactions.forget_machine(catalog)
     return restored
 
 
@@ -173,7 +207,20 @@ def _copy_of(objects: Objects, row: TopicRow, partition: int, epoch: int | None)
     return kept.Copy(document, manifest, 0)
 
 
-def _begin_topic(folder: Path, row: TopicRow, copies: list[kept.Copy]) -> None:
+def _producers_of(objects: Objects, row: TopicRow, manifest: Manifest) -> bytes:
+    """What is known of a partition's producers. From now on the manifest is this store's: no other replaces it."""
+    if manifest.producers is None:
+        if manifest.entries:
+            _log.warning("%s/%d: nothing is known of its producers: batches that are sent again are taken again",
+                         row.name, manifest.partition)  # fmt: skip
+        return b""
+    if not manifest.producers.name:
+        return b""
+    path = f"topics/{row.folder}/{manifest.partition:010d}/{manifest.producers.name}"
+    return producers.load(objects, path, manifest.producers)
+
+
+def _begin_topic(folder: Path, row: TopicRow, copies: list[kept.Copy], producers_of: Mapping[int, bytes]) -> None:
     versions = {number: schemas.version_of_message(number, message or b"") for number, message in row.schemas.items()}
     config = TopicConfig.stored(row.config, row.name)
     core = _core.Topic(bytes(folder), True, native_settings(config, row))
@@ -182,6 +229,7 @@ def _begin_topic(folder: Path, row: TopicRow, copies: list[kept.Copy]) -> None:
             add_schema(core, version)
         for copy in copies:
             if copy.manifest.end_offset > 0:
-                _core.begin(core, copy.manifest.partition, copy.manifest.end_offset, max(versions))
+                number = copy.manifest.partition
+                _core.begin(core, number, copy.manifest.end_offset, max(versions), producers_of.get(number, b""))
     finally:
         core.close()
