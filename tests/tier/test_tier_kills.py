@@ -2,15 +2,18 @@
 
 A step is a call that changes something: an object, a document, a copy in the catalog, a folder. Each run of an action
 is killed before or behind its n-th step, until it comes to its end; then the store is opened and checked, the action is
-done again, and the store is checked again.
+done again, and the store is checked again. Each time another one is made from a copy of the tier, which must know who
+sent what is in it.
 """
 
 from __future__ import annotations
 
 import collections
+import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,20 +22,28 @@ import pytest
 from crash.forkserver import Channel, ForkServer, fork_server
 
 import streamcore as sc
-from streamcore.tier import keeping, kept, offload
+from streamcore import _core, producer_ids, transactions
+from streamcore.tier import keeping, kept, offload, restore
 from streamcore.tier.folder import FolderObjects
+from streamcore.tier.producers import Snapshots
 from streamcore.topic import Topic
+
+from .senders import Sender, check_known
 
 PARTITIONS, SEGMENTS, EACH = 4, 3, 40
 TARGET = 70  # records below it are what retention and deletion remove
 _STEPS: list[tuple[Any, str]] = [
+    (_core, "begin"),
     (FolderObjects, "_put"),
     (FolderObjects, "_put_file"),
     (FolderObjects, "_replace"),
     (FolderObjects, "_delete"),
     (kept, "keep_copy"),
     (kept, "keep_settings"),
+    (producer_ids, "skip_to"),
+    (restore, "_finish"),
     (Topic, "delete_local"),
+    (transactions, "forget_machine"),
 ]
 
 
@@ -145,6 +156,41 @@ def _put_in_bug(bug: str) -> None:
             return result
 
         offload._note = noted
+    elif bug == "producers last":
+        late: list[Any] = []
+        put_objects, note_them = FolderObjects._put, offload._note
+
+        def put_late(self: FolderObjects, path: str, data: bytes) -> str:
+            if path.endswith(".producers"):
+                late.append((self, path, data))
+                return put_objects(self, path, bytes(len(data)))
+            return put_objects(self, path, data)
+
+        def note_then_put(*arguments: Any) -> Any:
+            result = note_them(*arguments)
+            for each in late:
+                put_objects(*each)
+            late.clear()
+            return result
+
+        FolderObjects._put = put_late  # type: ignore[method-assign]
+        offload._note = note_then_put
+    elif bug == "producers of the segment before":
+        put_snapshot = Snapshots.put
+
+        def put_old(self: Snapshots, offset: int, manifest: Any) -> Any:
+            made = put_snapshot(self, offset, manifest)
+            return made if manifest is None else manifest.producers.__class__(offset, *_but_offset(manifest.producers))
+
+        Snapshots.put = put_old  # type: ignore[method-assign]
+    elif bug == "catalog first":
+        begun = restore._begun
+
+        def begun_late(objects: Any, path: Path, *arguments: Any) -> Any:
+            shutil.copy(path / "topics" / restore._MAKING / restore.CATALOG_NAME, path / restore.CATALOG_NAME)
+            return begun(objects, path, *arguments)
+
+        restore._begun = begun_late
     else:
         assert bug == "objects first"
         raise_start = keeping.raise_start
@@ -156,6 +202,10 @@ def _put_in_bug(bug: str) -> None:
             return raise_start(tier, log, partition, offset)
 
         keeping.raise_start = raised
+
+
+def _but_offset(snapshot: Any) -> tuple[str, int, str]:
+    return snapshot.name, snapshot.size, snapshot.digest
 
 
 # ---- in the parent ---------------------------------------------------------------------------------------------------
@@ -177,7 +227,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(SEGMENTS):
             for partition in range(PARTITIONS):
                 first = number * EACH
-                topic.append([b"%d/%d" % (partition, n) for n in range(first, first + EACH)], partition=partition)
+                values = [b"%d/%d" % (partition, n) for n in range(first, first + EACH)]
+                Sender(1 + partition).send(topic, first, values, partition)
             topic.roll()
     return path
 
@@ -209,6 +260,32 @@ def check(store_path: Path, lowest: int = 0) -> None:
         assert store.tier.verify() == []
 
 
+def check_producers(path: Path) -> None:
+    """A store that is made from a copy of the tier takes nothing again that is in it, and the next one of each."""
+    about = path / "tier" / "store.json"
+    if not about.exists() or json.loads(about.read_text())["catalog"] is None:
+        return  # a first offload has just begun
+    with tempfile.TemporaryDirectory(dir=path) as name:
+        folder = Path(name)
+        shutil.copytree(path / "tier", folder / "tier")
+        sc.restore(f"file://{folder}/tier", folder / "store")
+        with sc.open(folder / "store", maintenance=False) as store:
+            for partition in range(PARTITIONS):
+                check_known(store.topic("clicks"), partition, Sender(1 + partition), EACH, SEGMENTS + 1)
+
+
+def check_restored(path: Path) -> None:
+    """A restore that died left a whole store, or none: and then nobody can take it for one."""
+    try:
+        sc.open(path, maintenance=False).close()
+    except sc.StoreFormatError:
+        return
+    check(path)
+    with sc.open(path, maintenance=False) as store:
+        for partition in range(PARTITIONS):
+            check_known(store.topic("clicks"), partition, Sender(1 + partition), EACH, SEGMENTS + 1)
+
+
 _LOWEST = {"retention": (SEGMENTS - 1) * EACH, "deletion": TARGET}
 
 
@@ -228,7 +305,10 @@ def kill_at_each_step(
                 assert child.said("END"), child.failure()
                 shutil.rmtree(path)
                 return
+            if action == "restore" and (path / "again" / "topics").exists():
+                check_restored(path / "again")
             check(path / "store", lowest)
+            check_producers(path)
             ACTIONS[action](str(path))
             check(path / "again" if action == "restore" else path / "store", lowest)
             killed += 1
@@ -241,15 +321,24 @@ def test_a_kill_at_any_step_loses_and_doubles_nothing(
     action: str, children: ForkServer, template: Path, tmp_path: Path
 ) -> None:
     kills = collections.deque(kill_at_each_step(children, template, tmp_path, action), maxlen=1)
-    least = {"offload": 60, "local retention": 14, "retention": 20, "deletion": 20, "gc": 10, "restore": 14}
+    least = {"offload": 60, "local retention": 14, "retention": 20, "deletion": 20, "gc": 10, "restore": 30}
     found = kills.pop()
     print(f"{action}: {found} kills")
     assert found >= least[action]
 
 
-@pytest.mark.parametrize(("action", "bug"), [("offload", "manifest first"), ("retention", "objects first")])
+@pytest.mark.parametrize(
+    ("action", "bug"),
+    [
+        ("offload", "manifest first"),
+        ("offload", "producers last"),
+        ("offload", "producers of the segment before"),
+        ("retention", "objects first"),
+        ("restore", "catalog first"),
+    ],
+)
 def test_the_checks_above_find_steps_in_the_wrong_order(
     action: str, bug: str, children: ForkServer, template: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, sc.StreamcoreError)):
         collections.deque(kill_at_each_step(children, template, tmp_path, action, bug), maxlen=0)

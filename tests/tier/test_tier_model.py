@@ -15,7 +15,10 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import streamcore as sc
-from streamcore.tier import keeping
+from streamcore import producer_ids
+from streamcore.tier import keeping, restore
+
+from .senders import Sender
 
 EXAMPLES = int(os.environ.get("STREAMCORE_TIER_EXAMPLES", "25"))
 
@@ -37,6 +40,7 @@ class TieredTopic(RuleBasedStateMachine):
         self.log: dict[int, bytes] = {}
         self.gone: dict[int, bytes] = {}
         self.next = self.sealed = self.start = self.restores = 0
+        self.begin_to_send()
         self.reader = sc.open(self.path, "r")
 
     def teardown(self) -> None:
@@ -51,6 +55,21 @@ class TieredTopic(RuleBasedStateMachine):
         self.topic.append(values)
         self.log.update(zip(range(self.next, self.next + count), values, strict=True))
         self.next += count
+
+    def begin_to_send(self) -> None:
+        """With a new id, and the last five appends: (sequence, offset, count) each."""
+        self.sender = Sender(producer_ids.next_producer_id(self.topic.store.catalog))
+        self.sent: list[tuple[int, int, int]] = []
+        self.sequence = 0
+
+    @rule(count=st.integers(1, 9))
+    def send(self, count: int) -> None:
+        values = [b"%d" % (self.next + n) for n in range(count)]
+        assert self.sender.send(self.topic, self.sequence, values) == (self.next, self.next + count)
+        self.sent = [*self.sent[-4:], (self.sequence, self.next, count)]
+        self.log.update(zip(range(self.next, self.next + count), values, strict=True))
+        self.next += count
+        self.sequence += count
 
     @rule(count=st.integers(1, 5))
     def abort(self, count: int) -> None:
@@ -127,6 +146,10 @@ class TieredTopic(RuleBasedStateMachine):
         self.store = sc.open(self.path, maintenance=False)
         self.topic = self.store.topic("clicks")
         self.reader = sc.open(self.path, "r")
+        for sequence, first, count in self.sent:
+            if first >= self.start:  # what is in the log is not taken a second time
+                assert self.sender.send(self.topic, sequence, [b"sent again"] * count) == (first, first + count)
+        self.begin_to_send()
 
     def parts(self) -> Any:
         return self.topic, self.topic.store.tier, self.topic.cold
@@ -165,6 +188,15 @@ def test_a_tiered_topic_is_what_a_model_says() -> None:
     run_state_machine_as_test(
         TieredTopic, settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
     )
+
+
+def test_the_model_finds_a_restored_store_that_knows_no_producers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "_producers_of", lambda objects, row, manifest: b"")
+    with pytest.raises((AssertionError, BaseExceptionGroup)):
+        run_state_machine_as_test(
+            TieredTopic,
+            settings=settings(max_examples=300, stateful_step_count=30, derandomize=True, phases=[Phase.generate]),
+        )
 
 
 def test_the_model_finds_local_data_that_goes_before_the_tier_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
