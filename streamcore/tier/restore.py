@@ -100,7 +100,10 @@ def _made(
         content = _owner(objects, take_over=take_over)
         data = _catalog_of(objects, content)
         making = path / "topics" / _MAKING
+        missing = [folder for folder in (making, *making.absolute().parents) if not folder.exists()]
         making.mkdir(parents=True)
+        for folder in missing:
+            sync_folder(folder.parent)
         (making / CATALOG_NAME).write_bytes(data)
         catalog = Catalog(making, True)
         try:
@@ -122,7 +125,7 @@ def _finish(path: Path, making: Path) -> None:
     sync_folder(path / "topics")
     (making / CATALOG_NAME).rename(path / CATALOG_NAME)
     making.rmdir()
-    for folder in (path / "topics", path, path.absolute().parent):
+    for folder in (path, path / "topics"):
         sync_folder(folder)
 
 
