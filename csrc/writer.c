@@ -222,6 +222,11 @@ int sc_append_create_segment(sc_append_state *self, sc_error *error)
 {
     char path[SC_PATH_MAX], temporary[SC_PATH_MAX];
     int64_t base_offset = self->tail.end_offset, allocated = 0;
+    if (self->tail.segment_base == base_offset) { /* one without records gives way to this one, of its name */
+        sc_writer_close(&self->partition->writer);
+        sc_partition_forget(self->partition, base_offset);
+        self->tail.segment_base = -1;
+    }
     int code = make_folder(self, error);
     if (code == SC_OK)
         code = sc_append_segment_path(self->partition, base_offset, "", path, error);
@@ -341,9 +346,6 @@ static int replace_segment(sc_append_state *self, sc_error *error)
     if (code != SC_OK)
         return code;
     self->head = has && !SC_CONTROL(head_dropped_by_new_schema) ? self->partition->producers : NULL;
-    sc_writer_close(&self->partition->writer);
-    sc_partition_forget(self->partition, self->tail.segment_base);
-    self->tail.segment_base = -1;
     code = sc_append_create_segment(self, error);
     self->head = NULL;
     return code;
