@@ -91,7 +91,7 @@ def write_segment(
     low, high = 1 << 63, -(1 << 63)
     with pq.ParquetWriter(file, schema.with_metadata(told), **_writing(schema, key_filter)) as writer:
         for group in _groups(batches):
-            table = pa.Table.from_batches(group, schema)
+            table = pa.Table.from_batches([_with_required(batch, schema) for batch in group], schema)
             stamps = table.column("timestamp").cast(pa.int64())
             ends = pa.compute.min_max(stamps).as_py()
             low, high = min(low, ends["min"]), max(high, ends["max"])
@@ -156,6 +156,27 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         rows += batch.num_rows
     if held:
         yield held
+
+
+def _with_required(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch whose required fields have no nulls of their own below a struct that is null, as Parquet wants it."""
+    arrays = [_required(batch.column(field.name), field) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _required(array: pa.Array, field: pa.Field) -> pa.Array:
+    kind, types = array.type, pa.types
+    if types.is_struct(kind) and array.null_count and not all(one.nullable for one in kind):
+        fields = [_required(array.field(number), one) for number, one in enumerate(kind)]
+        mask = array.is_null() if field.nullable else None
+        return pa.StructArray.from_arrays(fields, fields=list(kind), mask=mask)
+    # Parquet refuses the others: what it makes of a list of a fixed size it could not read again.
+    is_list = types.is_list(kind) or types.is_large_list(kind)
+    if field.nullable or not array.null_count or (types.is_nested(kind) and not is_list):
+        return array
+    own = array.buffers()[1:2] if is_list else array.buffers()[1:]
+    inside = [array.values] if is_list else None
+    return pa.Array.from_buffers(kind, len(array), [None, *own], 0, array.offset, inside)
 
 
 def _footer_of(file: Path) -> bytes:

@@ -211,6 +211,27 @@ def test_typed_values_of_every_type_come_back_as_they_were(store: sc.Store, kind
     assert found_some.equals(some)
 
 
+def test_values_that_are_null_come_back_where_their_fields_are_required(store: sc.Store) -> None:
+    def required(name: str, kind: pa.DataType) -> pa.Field:
+        return pa.field(name, kind, nullable=False)
+
+    kinds = {"n": pa.int64(), "b": pa.bool_(), "t": pa.string(), "v": pa.string_view(), "l": pa.list_(pa.int32())}
+    inner = pa.struct([required("x", pa.large_string()), ("y", pa.int8())])
+    fields = [*(required(name, kind) for name, kind in kinds.items()), required("in", inner), ("may", inner)]
+    topic = store.create_topic("typed", schema=pa.schema(fields), tier=True)
+    values: list[Any] = [
+        {"n": n, "b": n % 2 == 0, "t": str(n), "v": "v" * n, "l": [n] * (n % 4), "in": {"x": "in", "y": None},
+         "may": None if n % 5 == 0 else {"x": str(n), "y": n}} if n % 3 else None
+        for n in range(100)
+    ]  # fmt: skip
+    topic.append(values)
+    topic.append([None] * 5)
+    topic.roll()
+    move(topic)
+    assert topic.partitions[0].local_start_offset == 105
+    assert [record.value for record in topic.scan()] == values + [None] * 5
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
