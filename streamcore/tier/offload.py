@@ -134,7 +134,7 @@ def _start_of(topic: Topic, segment: Segment, known: Copy | None) -> int:
 def write_object(topic: Topic, segment: Segment, start: int, end: int, file: Path) -> Entry:
     """Writes what goes of a segment as Parquet, and says what it is; without a name when nothing goes."""
     version = topic.versions[max(topic.versions)]
-    schema = parquet.file_schema(version)
+    schema = parquet.file_schema(topic.versions, version.number)
     scan = topic.scan(segment.partition, start, end, columns=schema.names)
     about = {
         "topic": topic.id,

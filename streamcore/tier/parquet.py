@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from streamcore import schema as schemas
 from streamcore.errors import CorruptionError
+from streamcore.tier.field_ids import numbered
 from streamcore.tier.objects import Buffer
 
 ROW_GROUP_BYTES = 8 << 20
@@ -104,9 +105,9 @@ def write_segment(
     return Written(rows, first, last, low, high, _footer_of(file))
 
 
-def file_schema(version: schemas.SchemaVersion) -> pa.Schema:
-    """The columns of a file: the partition, then those of a segment."""
-    return pa.schema([_PARTITION, *version.file])
+def file_schema(versions: Mapping[int, schemas.SchemaVersion], number: int) -> pa.Schema:
+    """The columns of a file of a version, with their numbers: the partition, then those of a segment."""
+    return numbered(pa.schema([_PARTITION, *versions[number].file]), versions)
 
 
 def _writing(schema: pa.Schema, key_filter: bool) -> dict[str, Any]:
