@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from streamcore.tier.offload import Offloaded
     from streamcore.tier.restore import Restored, open_tier, restore
     from streamcore.tier.status import PartitionStatus, TierStatus
+    from streamcore.tier.tables import TableStatus
     from streamcore.tier.tier import Tier
     from streamcore.topic import Topic
     from streamcore.transactions import Transaction
@@ -86,6 +87,7 @@ _HOMES = {
     "Offloaded": "tier.offload",
     "PartitionStatus": "tier.status",
     "Restored": "tier.restore",
+    "TableStatus": "tier.tables",
     "Tier": "tier.tier",
     "TierStatus": "tier.status",
     "open_tier": "tier.restore",
@@ -131,6 +133,7 @@ __all__ = [
     "StoreFormatError",
     "StoreReadOnlyError",
     "StreamcoreError",
+    "TableStatus",
     "Tier",
     "TierError",
     "TierStatus",

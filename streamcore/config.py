@@ -30,6 +30,7 @@ class TopicConfig:
     tier: sealed segments are kept in the store's tier as well, where they stay as `retention_ms` and `retention_bytes`
     say. local_retention_ms, local_retention_bytes (of each partition): how long, and how much, of what the tier has
     stays here, too; None: all of it. tier_key_filter: objects in the tier get a Bloom filter on the keys.
+    tier_iceberg: they are an Apache Iceberg table as well, whose metadata is beside them (needs `streamcore[iceberg]`).
     producer_expiry_ms: a partition forgets an idempotent producer that is idle this long (as Apache Kafka's
     transactional.id.expiration.ms).
     """
@@ -50,6 +51,7 @@ class TopicConfig:
     local_retention_ms: int | None = None
     local_retention_bytes: int | None = None
     tier_key_filter: bool = False
+    tier_iceberg: bool = False
 
     def __post_init__(self) -> None:
         for name in ("retention_ms", "retention_bytes", "segment_ms", "local_retention_ms", "local_retention_bytes"):
@@ -67,7 +69,7 @@ class TopicConfig:
         self._check_tier()
 
     def _check_tier(self) -> None:
-        for name in ("tier", "tier_key_filter"):
+        for name in ("tier", "tier_key_filter", "tier_iceberg"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; True or False is needed")
         if self.tier and self.compacts:
@@ -75,6 +77,8 @@ class TopicConfig:
         for name in ("local_retention_ms", "local_retention_bytes"):
             if getattr(self, name) is not None and not self.tier:
                 raise ValueError(f"{name} is {getattr(self, name)}, which needs tier=True: what goes must be elsewhere")
+        if self.tier_iceberg and not self.tier:
+            raise ValueError("tier_iceberg is True, which needs tier=True: the table is made of what is in the tier")
 
     @property
     def deletes(self) -> bool:
@@ -122,6 +126,7 @@ class TopicSettings(TypedDict, total=False):
     local_retention_ms: int | None
     local_retention_bytes: int | None
     tier_key_filter: bool
+    tier_iceberg: bool
 
 
 def check_durability(durability: Any) -> str:

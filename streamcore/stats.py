@@ -96,7 +96,8 @@ class StoreStats:
         found = dataclasses.asdict(self)
         found["maintenance"] = [task._asdict() for task in self.maintenance]
         if self.tier is not None:
-            found["tier"] = {**self.tier._asdict(), "partitions": [one._asdict() for one in self.tier.partitions]}
+            found["tier"] = {**self.tier._asdict(), "partitions": [one._asdict() for one in self.tier.partitions],
+                             "tables": [one._asdict() for one in self.tier.tables]}  # fmt: skip
         return found
 
 

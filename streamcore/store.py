@@ -177,7 +177,7 @@ class Store:
 
         settings: retention_ms, retention_bytes, cleanup, delete_retention_ms, min_compaction_lag_ms, compression,
         timestamp_type, segment_bytes, segment_ms, max_record_bytes, durability, tier, local_retention_ms,
-        local_retention_bytes, tier_key_filter: see TopicConfig.
+        local_retention_bytes, tier_key_filter, tier_iceberg: see TopicConfig.
         Raises TopicExistsError, ValueError, TypeError.
         """
         self._check_writable()

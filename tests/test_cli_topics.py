@@ -40,6 +40,7 @@ def test_every_setting_of_a_topic_can_be_given(shell: Shell) -> None:
         "local_retention_ms": None,
         "local_retention_bytes": None,
         "tier_key_filter": False,
+        "tier_iceberg": False,
     }
     assert [part["partition"] for part in described["partitions"]] == [0, 1, 2]
 

@@ -13,6 +13,7 @@ from streamcore.cli.settings import Settings, output_option, pass_settings, stor
 if TYPE_CHECKING:
     from streamcore import Store
     from streamcore.tier.status import PartitionStatus
+    from streamcore.tier.tables import TableStatus
     from streamcore.tier.tier import Tier
 
 
@@ -85,7 +86,8 @@ def set_tier(settings: Settings, url: str | None, remove: bool, options: tuple[s
 def status(settings: Settings) -> None:
     """Show, for each partition of a tiered topic, what is there, what is here, and what waits.
 
-    `tier_start` to `tier_end` are the offsets in the tier, `here_from` to `end` those on this machine.
+    `tier_start` to `tier_end` are the offsets in the tier, `here_from` to `end` those on this machine; the topic's
+    Iceberg table, if it has one, ends at `iceberg_end`.
 
     \b
     Examples:
@@ -99,12 +101,21 @@ def status(settings: Settings) -> None:
     rows = [_row(one) for one in found.partitions]
     if settings.form in (None, "table"):
         note(f"{found.url}, epoch {found.epoch}: {size(found.object_bytes)} there, {size(found.pending_bytes)} waiting")
+        for table in found.tables:
+            note(_said_of(table))
         if not rows:
             note("no topic is tiered yet: streamcore topic alter TOPIC --tier")
             return
         for row in rows:
             row["object_bytes"], row["waiting_bytes"] = size(row["object_bytes"]), size(row["waiting_bytes"])
     emit_records(rows, settings.form)
+
+
+def _said_of(table: TableStatus) -> str:
+    state = f"version {table.version}" if table.version else "not made yet"
+    if table.partitions_behind:
+        state += f", {table.partitions_behind} partitions behind"
+    return f"Iceberg table {table.location}: {state}" + (f": {table.error}" if table.error else "")
 
 
 def _row(one: PartitionStatus) -> dict[str, Any]:
@@ -120,6 +131,7 @@ def _row(one: PartitionStatus) -> dict[str, Any]:
         "object_bytes": one.object_bytes,
         "waiting": one.pending_segments,
         "waiting_bytes": one.pending_bytes,
+        "iceberg_end": one.iceberg_end_offset,
     }
 
 

@@ -40,6 +40,8 @@ _OPTIONS = (
                  help="Compaction keeps tombstones for this long. [1d]"),
     click.option("--cleanup", type=click.Choice(["delete", "compact", "compact,delete"]),
                  help="Delete old segments, keep the last value of each key, or both. [delete]"),
+    click.option("--tier-iceberg/--no-tier-iceberg", default=None,
+                 help="Objects in the tier are an Apache Iceberg table as well. [no]"),
     click.option("--tier-key-filter/--no-tier-key-filter", default=None,
                  help="Objects in the tier get a Bloom filter on the keys. [no]"),
     click.option("--local-retention-bytes", type=SIZE, metavar="SIZE",

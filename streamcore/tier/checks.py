@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamcore.errors import CorruptionError, StreamcoreError, TierError
-from streamcore.tier import backup, documents, keeping, producers
+from streamcore.tier import backup, documents, keeping, producers, tables
 from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import Info, ObjectMissingError
 
@@ -37,7 +37,10 @@ class Collected(NamedTuple):
 
 
 def verify(store: Store, tier: Tier, *, read: bool, progress: Progress | None) -> list[Problem]:
-    """Looks at each object that a manifest names: its size, or, with `read`, all of its bytes. Raises TierError."""
+    """Looks at each object that a manifest names: its size, or, with `read`, all of its bytes; then at Iceberg tables.
+
+    Raises TierError.
+    """
     from streamcore.store import Problem
 
     problems: list[Problem] = []
@@ -63,6 +66,10 @@ def verify(store: Store, tier: Tier, *, read: bool, progress: Progress | None) -
         done += entry.size
         if progress is not None:
             progress(done, total)
+    for topic, log in tier.tiered():
+        if topic.config.tier_iceberg:
+            url = tier.objects.url_of(f"{log.folder}/{tables.FOLDER}")
+            problems += [Problem(url, None, None, said) for said in tables.problems(topic, tier, log)]
     return problems
 
 
@@ -94,13 +101,18 @@ def gc(tier: Tier, *, grace_s: float, dry: bool) -> Collected:
 
     They are what a process leaves that dies between an object and its manifest, and what is left of deleted topics. The
     list is made first and manifests are read then: what one names by now stays. No name is used twice, so what is
-    removed here is never named later. Raises TierError, FencedError.
+    removed here is never named later. Iceberg tables follow first; where one cannot, its topic's objects stay.
+    Raises TierError, FencedError.
     """
     tier.claim(again=True)
+    tables_of = {log.folder: tables.follow(topic, tier, log) for topic, log in tier.tiered()}
+    left_alone = {folder for folder, is_up_to_date in tables_of.items() if not is_up_to_date}
+    if left_alone:
+        _log.warning("gc leaves %s alone: their Iceberg tables may name what is gone", ", ".join(sorted(left_alone)))
     found = list(tier.objects.listed("topics")) + list(tier.objects.listed(backup.FOLDER))
     before_ms = _now_ms(tier) - int(grace_s * 1000)
     removed = []
-    for info in _unnamed(tier, found):
+    for info in _unnamed(tier, [info for info in found if _topic_of(info.path) not in left_alone]):
         if info.modified_ms <= before_ms:
             removed.append(info)
             if not dry:
@@ -128,12 +140,19 @@ def _unnamed(tier: Tier, found: Iterable[Info]) -> Iterator[Info]:
         by_folder[info.path.rpartition("/")[0]].append(info)
     deleted = {folder for folder in by_folder if _is_deleted_topic(tier, folder)}
     for folder, infos in sorted(by_folder.items()):
-        if folder in deleted or folder.rpartition("/")[0] in deleted:
+        if _topic_of(folder) in deleted:
             yield from infos
         elif folder == backup.FOLDER:
             yield from _unnamed_catalogs(tier, infos)
         elif _PARTITION_FOLDER.fullmatch(f"{folder}/x"):
             yield from _unnamed_of_partition(tier, folder, infos)
+        elif folder == f"{_topic_of(folder)}/{tables.METADATA_FOLDER}":
+            yield from _unnamed_of_table(tier, folder, infos)
+
+
+def _topic_of(path: str) -> str:
+    """The folder of the topic that something is of, or is itself: topics/<name>-<id>."""
+    return "/".join(path.split("/")[:2])
 
 
 def _is_deleted_topic(tier: Tier, folder: str) -> bool:
@@ -164,6 +183,18 @@ def _unnamed_of_partition(tier: Tier, folder: str, infos: list[Info]) -> Iterato
     yield from (info for info in infos if info.path not in named)
 
 
+def _unnamed_of_table(tier: Tier, folder: str, infos: list[Info]) -> Iterator[Info]:
+    """Metadata that no version of an Iceberg table in use names: of commits that failed, and of tables that are no
+    more."""
+    logs = [log for topic, log in tier.tiered() if log.folder == _topic_of(folder) and topic.config.tier_iceberg]
+    try:
+        needed = {path for log in logs for path in tables.needed(tier, log)}
+    except (StreamcoreError, ImportError, ValueError) as error:  # nothing can be said of them
+        _log.warning("gc leaves %s alone: %s", folder, error)
+        return
+    yield from (info for info in infos if info.path not in needed)
+
+
 # ---- deleted topics --------------------------------------------------------------------------------------------------
 
 
@@ -172,12 +203,13 @@ def delete_topic(tier: Tier, log: TierLog) -> None:
     path = f"{log.folder}/topic.json"
     if documents.load(tier.objects, path) is None:
         return
-    tier.claim()
+    tier.claim(again=True)
 
     def deleted(content: documents.Content | None) -> documents.Content | None:
         return None if content is None or content.get("deleted") else {**content, "deleted": True}
 
     documents.change(tier.objects, path, deleted)
+    tables.drop(tier.objects, log.folder)
     for info in tier.objects.listed(log.folder):
         if info.path != path:
             tier.objects.delete(info.path)

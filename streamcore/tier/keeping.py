@@ -3,7 +3,8 @@
 Local data goes only when the tier has it: when the manifest names the object, and the object was read back and is what
 was put there. An object that is not is put there again, under another name, from the segment that is still here.
 
-Records are deleted from the manifest first, then as objects, then here. So no reader is ever led to what is gone.
+Records are deleted from the manifest first, then from the topic's Iceberg table, if it has one, then as objects, then
+here. So no reader is ever led to what is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import xxhash
 
 from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
 from streamcore.retention import Removed, RetentionReport, end_of_surplus, is_from_the_future, time_of
-from streamcore.tier import offload
+from streamcore.tier import offload, tables
 from streamcore.tier.log import TierLog
 from streamcore.tier.manifest import Entry, Manifest, check_epoch
 from streamcore.tier.objects import ObjectMissingError
@@ -142,9 +143,13 @@ def _delete_what_is_old(topic: Topic, tier: Tier, log: TierLog, partition: int, 
 def _delete_rest(
     topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int, entries: tuple[Entry, ...]
 ) -> Removed:
-    """What follows when the manifest names some objects no more."""
+    """What follows when the manifest names some objects no more: they go when no table names them either."""
     freed = 0
-    for entry in entries:
+    objects_go = tables.follow(topic, tier, log) if entries else True
+    if not objects_go:
+        _log.warning("%s/%d: %d objects stay until gc, for the Iceberg table may name them", topic.name, partition,
+                     len(entries))  # fmt: skip
+    for entry in entries if objects_go else ():
         if entry.name:
             tier.objects.delete(log.path_of(partition, entry.name))
             tier.forget(entry)

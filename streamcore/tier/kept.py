@@ -6,6 +6,9 @@ A copy may be older than the manifest, never newer: a reader that finds less tha
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from streamcore.catalog import IS_COUNT, IS_PARTITION, Catalog
@@ -31,6 +34,19 @@ create table if not exists tier_manifests (
   primary key (topic_id, partition)
 ) without rowid
 """
+_ICEBERG_TABLES = """
+create table if not exists tier_iceberg (
+  topic_id text primary key,
+  version integer not null,
+  schema_version integer not null,
+  partitions text not null,
+  followed_ms integer,
+  error text
+) without rowid
+"""
+_ICEBERG_SENSE = {
+    "tier_iceberg": f"version {IS_COUNT} and schema_version {IS_COUNT} and json_type(partitions) = 'object'",
+}
 _SENSE = {
     "tier": f"place = 1 and json_type(options) = 'object' and epoch {IS_COUNT}",
     "tier_manifests": f"partition {IS_PARTITION} and version {IS_COUNT} and verified_offset {IS_COUNT} "
@@ -55,6 +71,17 @@ class Copy(NamedTuple):
     verified_offset: int
 
 
+class Table(NamedTuple):
+    """An Iceberg table: its version, 0 before there is one; what it follows, of each partition the version of the
+    manifest and where that begins and ends; when it followed last; why it could not since."""
+
+    version: int
+    schema_version: int
+    partitions: dict[int, tuple[int, int, int]]
+    followed_ms: int | None
+    error: str | None
+
+
 def settings(catalog: Catalog) -> Settings | None:
     """Where the store's tier is; None: it has none."""
     if not _has_tables(catalog):
@@ -67,11 +94,14 @@ def settings(catalog: Catalog) -> Settings | None:
 def keep_settings(catalog: Catalog, kept: Settings | None) -> None:
     """Keeps where the tier is, durably; None: there is none any more."""
     catalog.ensure_tables(_TABLES, _SENSE)
+    has_tables = catalog.has_table("tier_iceberg")
     with catalog.changing() as connection:
         before = connection.execute("select url from tier").fetchone()
         connection.execute("delete from tier")
         if kept is None or (before is not None and before[0] != kept.url):
             connection.execute("delete from tier_manifests")
+            if has_tables:
+                connection.execute("delete from tier_iceberg")
         if kept is not None:
             row = (kept.url, json.dumps(kept.options), kept.store_id, kept.epoch)
             connection.execute("insert into tier values (1, ?, ?, ?, ?)", row)
@@ -86,6 +116,18 @@ def version(catalog: Catalog, topic_id: str, partition: int) -> int:
             "select version from tier_manifests where topic_id = ? and partition = ?", (topic_id, partition)
         ).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def versions(catalog: Catalog, topic_id: str) -> dict[int, int]:
+    """The versions of the copies of a topic's manifests, by partition."""
+    if not _has_tables(catalog):
+        return {}
+    with catalog.reading() as connection:
+        return dict(
+            connection.execute(
+                "select partition, version from tier_manifests where topic_id = ? order by partition", (topic_id,)
+            ).fetchall()
+        )
 
 
 def copy(catalog: Catalog, topic_id: str, partition: int) -> Copy | None:
@@ -139,6 +181,75 @@ def forget_copies(catalog: Catalog, topic_id: str) -> None:
     if _has_tables(catalog):
         with catalog.changing() as connection:
             connection.execute("delete from tier_manifests where topic_id = ?", (topic_id,))
+    forget_table(catalog, topic_id)
+
+
+# ---- Iceberg tables --------------------------------------------------------------------------------------------------
+
+
+def table(catalog: Catalog, topic_id: str) -> Table | None:
+    """What is known of a topic's Iceberg table; None: nothing."""
+    if not _has_iceberg(catalog):
+        return None
+    with catalog.reading() as connection:
+        return _table_in(connection, topic_id)
+
+
+def _table_in(connection: sqlite3.Connection, topic_id: str) -> Table | None:
+    row = connection.execute(
+        "select version, schema_version, partitions, followed_ms, error from tier_iceberg where topic_id = ?",
+        (topic_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    version, schema_version, partitions, followed_ms, error = row
+    of = {int(number): (known[0], known[1], known[2]) for number, known in json.loads(partitions).items()}
+    return Table(version, schema_version, of, followed_ms, error)
+
+
+def keep_table(
+    catalog: Catalog, topic_id: str, version: int, schema_version: int, manifests: Mapping[int, Manifest]
+) -> None:
+    """A table has followed some manifests. What another process has it follow since stays so."""
+    catalog.ensure_tables(_ICEBERG_TABLES, _ICEBERG_SENSE)
+    with catalog.changing() as connection:
+        before = _table_in(connection, topic_id) or Table(0, 0, {}, None, None)
+        of = dict(before.partitions)
+        for number, manifest in manifests.items():
+            followed = (manifest.version, manifest.start_offset, manifest.end_offset)
+            of[number] = max(of.get(number, (0, 0, 0)), followed)
+        made = Table(max(version, before.version), max(schema_version, before.schema_version), of, _now_ms(), None)
+        _keep_in(connection, topic_id, made)
+
+
+def keep_table_failure(catalog: Catalog, topic_id: str, error: str) -> None:
+    """A table could not follow."""
+    catalog.ensure_tables(_ICEBERG_TABLES, _ICEBERG_SENSE)
+    with catalog.changing() as connection:
+        before = _table_in(connection, topic_id) or Table(0, 0, {}, None, None)
+        _keep_in(connection, topic_id, before._replace(error=error))
+
+
+def _keep_in(connection: sqlite3.Connection, topic_id: str, made: Table) -> None:
+    partitions = json.dumps({str(number): followed for number, followed in sorted(made.partitions.items())})
+    row = (topic_id, made.version, made.schema_version, partitions, made.followed_ms, made.error)
+    connection.execute("insert or replace into tier_iceberg values (?, ?, ?, ?, ?, ?)", row)
+
+
+def forget_table(catalog: Catalog, topic_id: str) -> None:
+    """The topic has no Iceberg table any more."""
+    if _has_iceberg(catalog):
+        with catalog.changing() as connection:
+            connection.execute("delete from tier_iceberg where topic_id = ?", (topic_id,))
+
+
+def _has_iceberg(catalog: Catalog) -> bool:
+    catalog.check_tables(_ICEBERG_TABLES, _ICEBERG_SENSE)
+    return catalog.has_table("tier_iceberg")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _has_tables(catalog: Catalog) -> bool:

@@ -23,7 +23,7 @@ import xxhash
 
 from streamcore.errors import TierError
 from streamcore.retention import file_time_ms
-from streamcore.tier import backup, documents, parquet
+from streamcore.tier import backup, documents, parquet, tables
 from streamcore.tier.documents import Content, Document
 from streamcore.tier.kept import Copy
 from streamcore.tier.log import TierLog
@@ -68,6 +68,7 @@ def offload(topic: Topic, tier: Tier, log: TierLog, stop: Stop | None = None) ->
             if publish_topic(topic, tier, log):
                 backup.back_up(topic.store, tier)  # so that the copy of the catalog knows each topic that has objects
             done += _offload_partition(topic, tier, log, partition, stop)
+    tables.follow(topic, tier, log)
     return done
 
 

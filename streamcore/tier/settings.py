@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from streamcore.config import TopicConfig
-from streamcore.tier import address, kept, parquet
+from streamcore.tier import address, kept, parquet, tables
 from streamcore.tier.tier import Tier, new_settings
 
 if TYPE_CHECKING:
@@ -65,3 +65,5 @@ def check_topic(store: Store, config: TopicConfig, schema: pa.Schema | None) -> 
     parquet.check_types(schema)
     if config.tier_key_filter:
         parquet.check_key_filter()
+    if config.tier_iceberg:
+        tables.check_types(schema)

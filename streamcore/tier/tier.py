@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamcore.errors import TierError
-from streamcore.tier import address, backup, checks, documents, kept
+from streamcore.tier import address, backup, checks, documents, kept, tables
 from streamcore.tier.cache import Cache
 from streamcore.tier.checks import Collected, Progress
 from streamcore.tier.documents import Content
@@ -22,8 +24,13 @@ from streamcore.tier.objects import Objects
 from streamcore.tier.status import TierStatus, status_of
 
 if TYPE_CHECKING:
+    from pyiceberg.table import StaticTable
+
+    from streamcore.catalog import Catalog
     from streamcore.scan import Bound
     from streamcore.store import Problem, Store
+    from streamcore.tier.iceberg.files import TierIO
+    from streamcore.topic import Topic
 
 FOLDER = "tier"  # below the store's
 CACHE_BYTES = 1 << 30
@@ -48,6 +55,7 @@ class Tier:
         self._lock = threading.Lock()
         self._objects: Objects | None = None
         self._groups: RowGroups | None = None
+        self._iceberg_files: TierIO | None = None
         self._logs: dict[str, TierLog] = {}
         self._with_objects: frozenset[str] | None = None
         self.backed_up = ""  # the name of the catalog's copy, as far as this process knows
@@ -101,7 +109,47 @@ class Tier:
             raise ValueError("the tier has no cache: the store is open for reading, or cache_bytes is 0")
         return self._store.topic(topic).scan(partition, start, end).prefetch()
 
+    def iceberg(self, topic: str) -> StaticTable:
+        """A topic's Iceberg table as it is now, for pyiceberg: `store.tier.iceberg("clicks").scan().to_arrow()`.
+
+        It is read with the tier's own credentials, from wherever the tier is. Raises ValueError where the topic has no
+        `tier_iceberg`, TierError where the table is not made yet, ImportError.
+        """
+        found = self._store.topic(topic)
+        return tables.opened(found, self, self.log(found.id, found.folder, found.name))
+
     # ---- for modules of this package ----
+
+    @property
+    def catalog(self) -> Catalog:
+        """The store's."""
+        return self._store.catalog
+
+    def tiered(self) -> list[tuple[Topic, TierLog]]:
+        """The topics that have something here, or may get something."""
+        return [(topic, log) for topic in self._store.topics() if (log := topic.cold) is not None]
+
+    @property
+    def address(self) -> str:
+        """The url as other programs know it: without escapes of a folder, of Azure with its account."""
+        parts = urllib.parse.urlsplit(self.url)
+        account = self._options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        if parts.scheme == "file":
+            return f"file://{urllib.parse.unquote(parts.path)}"
+        if parts.scheme == "az" and account:
+            return f"abfss://{parts.netloc}@{account}.dfs.core.windows.net{parts.path}"
+        return self.url
+
+    @property
+    def iceberg_files(self) -> TierIO:
+        """The files of Iceberg tables."""
+        objects = self.objects
+        with self._lock:
+            if self._iceberg_files is None:
+                from streamcore.tier.iceberg.files import TierIO
+
+                self._iceberg_files = TierIO(objects, self.address)
+            return self._iceberg_files
 
     @property
     def objects(self) -> Objects:
@@ -193,7 +241,7 @@ class Tier:
         """Ends what is fetched; called by the store."""
         with self._lock:
             objects, groups = self._objects, self._groups
-            self._objects = self._groups = None
+            self._objects = self._groups = self._iceberg_files = None
         if objects is not None:
             objects.close()
         if groups is not None:

@@ -1,4 +1,4 @@
-"""The background work on the tier: offload, local retention, a backup of the catalog."""
+"""The background work on the tier: offload, local retention, Iceberg tables, a backup of the catalog."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from streamcore.errors import StreamcoreError, TopicNotFoundError
-from streamcore.tier import backup, keeping, offload
+from streamcore.tier import backup, keeping, offload, tables
 
 if TYPE_CHECKING:
     from streamcore.store import Store
@@ -22,7 +22,10 @@ def keep(store: Store, tier: Tier, stop: Stop) -> dict[str, int]:
     failures: list[StreamcoreError] = []
     for topic in store.topics():
         log = topic.cold
-        if stop() or log is None or not topic.config.tier:
+        if stop() or log is None:
+            continue
+        if not topic.config.tier:
+            tables.follow(topic, tier, log)  # which is to be dropped
             continue
         try:
             for one in offload.offload(topic, tier, log, stop):
@@ -32,6 +35,7 @@ def keep(store: Store, tier: Tier, stop: Stop) -> dict[str, int]:
             report = keeping.apply_local_retention(topic, tier, log, stop=stop)
             done["local_segments"] += report.segments
             done["local_bytes"] += report.size_bytes
+            tables.follow(topic, tier, log)  # objects that were put there again
         except TopicNotFoundError:
             continue
         except StreamcoreError as error:

@@ -40,6 +40,8 @@ _STEPS: list[tuple[Any, str]] = [
     (FolderObjects, "_delete"),
     (kept, "keep_copy"),
     (kept, "keep_settings"),
+    (kept, "keep_table"),
+    (kept, "forget_table"),
     (producer_ids, "skip_to"),
     (restore, "_finish"),
     (Topic, "delete_local"),
@@ -120,6 +122,13 @@ def act(channel: Channel, path: str, action: str, number: int, behind: bool, bug
     """Does something, and dies before or behind its n-th step. Says END when there are not so many."""
     if bug is not None:
         _put_in_bug(bug)
+    die_at(number, behind)
+    ACTIONS[action](path)
+    channel.send("END")
+
+
+def die_at(number: int, behind: bool) -> None:
+    """Has this process die before or behind the n-th step from now on."""
     count = 0
 
     def step(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,8 +147,6 @@ def act(channel: Channel, path: str, action: str, number: int, behind: bool, bug
 
     for owner, name in _STEPS:
         setattr(owner, name, step(getattr(owner, name)))
-    ACTIONS[action](path)
-    channel.send("END")
 
 
 def _put_in_bug(bug: str) -> None:
