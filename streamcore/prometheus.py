@@ -139,6 +139,15 @@ def _tier_metrics(tier: TierStatus) -> Iterator[Metric]:
     failing = GaugeMetricFamily("streamcore_tier_failing", "1: the last background work of this process failed.")
     failing.add_metric([], int(tier.last_error is not None))
     yield failing
+    for name, text in {
+        "partitions_behind": "Partitions whose Iceberg table does not name yet what is in the tier.",
+        "failing": "1: the Iceberg table could not follow what is in the tier.",
+    }.items():
+        of_tables = GaugeMetricFamily(f"streamcore_tier_iceberg_{name}", text, labels=["topic"])
+        for table in tier.tables:
+            value = int(table.error is not None) if name == "failing" else table.partitions_behind
+            of_tables.add_metric([table.topic], value)
+        yield of_tables
 
 
 class Endpoint:

@@ -83,3 +83,17 @@ def test_command_lines_that_make_no_sense_are_refused(shell: Shell, tmp_path: Pa
     assert "the store has no tier" in bare.err
     bare("tier", "set", "s3://b/x", "--option", "secret_access_key=hidden", status=1)
     assert "is not kept" in bare.err
+
+
+def test_the_status_says_where_a_table_is_and_how_far(shell: Shell, tier: str) -> None:
+    pytest.importorskip("pyiceberg")
+    shell("topic", "alter", "clicks", "--tier-iceberg")
+    assert "not made yet" in shell("tier", "status") + shell.err
+    shell("tier", "offload", "clicks", "--roll")
+    [row] = shell.json("tier", "status")
+    assert row["iceberg_end"] == row["tier_end"] == 1000
+    said = shell("tier", "status") + shell.err
+    assert f"Iceberg table {tier}/topics/clicks-" in said
+    assert "version 1" in said
+    shell("topic", "alter", "clicks", "--no-tier-iceberg")
+    assert "Iceberg" not in shell("tier", "status") + shell.err

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pyarrow as pa
 import xxhash
 
 from streamcore.errors import TierError
@@ -144,7 +145,16 @@ def write_object(topic: Topic, segment: Segment, start: int, end: int, file: Pat
         "end_offset": str(end),
         "schema_version": str(version.number),
     }
-    written = parquet.write_segment(scan.batches(), schema, file, about, key_filter=topic.config.tier_key_filter)
+
+    def write(microseconds: bool) -> parquet.Written | None:
+        key_filter = topic.config.tier_key_filter
+        return parquet.write_segment(scan.batches(), schema, file, about, key_filter=key_filter,
+                                     microseconds=microseconds)  # fmt: skip
+
+    try:
+        written = write(topic.config.tier_iceberg)
+    except pa.ArrowInvalid:  # a time is too far away for microseconds: most readers of tables take milliseconds as well
+        written = write(False)
     segment_ms = file_time_ms(segment, time.time_ns() // 1_000_000)
     entry = Entry(start, end, "", 0, "", 0, 0, 0, version.number, 0, "", segment.size_bytes, segment_ms)
     if written is None:

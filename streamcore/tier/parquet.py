@@ -81,16 +81,18 @@ def _check_type(kind: pa.DataType, path: str) -> None:
 
 
 def write_segment(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path, about: Mapping[str, str], *, key_filter: bool
-) -> Written | None:
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path, about: Mapping[str, str], *, key_filter: bool,
+    microseconds: bool = False,
+) -> Written | None:  # fmt: skip
     """Writes batches of `file_schema` to a file; None, and no file that matters, when they have no rows.
 
-    about: what the footer says of the segment, by name. key_filter: a Bloom filter on the keys.
+    about: what the footer says of the segment, by name. key_filter: a Bloom filter on the keys. microseconds: of all
+    times, the only ones that Iceberg has; pyarrow.ArrowInvalid for a time that they cannot say.
     """
     told = {f"streamcore.{name}": text for name, text in about.items()}
     rows, first, last = 0, 0, 0
     low, high = 1 << 63, -(1 << 63)
-    with pq.ParquetWriter(file, schema.with_metadata(told), **_writing(schema, key_filter)) as writer:
+    with pq.ParquetWriter(file, schema.with_metadata(told), **_writing(schema, key_filter, microseconds)) as writer:
         for group in _groups(batches):
             table = pa.Table.from_batches([_with_required(batch, schema) for batch in group], schema)
             stamps = table.column("timestamp").cast(pa.int64())
@@ -110,7 +112,7 @@ def file_schema(versions: Mapping[int, schemas.SchemaVersion], number: int) -> p
     return numbered(pa.schema([_PARTITION, *versions[number].file]), versions)
 
 
-def _writing(schema: pa.Schema, key_filter: bool) -> dict[str, Any]:
+def _writing(schema: pa.Schema, key_filter: bool, microseconds: bool) -> dict[str, Any]:
     leaves = _leaves(schema)
     options: dict[str, Any] = {
         "compression": "zstd",
@@ -120,6 +122,7 @@ def _writing(schema: pa.Schema, key_filter: bool) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,
         "store_schema": True,
+        "coerce_timestamps": "us" if microseconds else None,
     }
     if key_filter:
         check_key_filter()
@@ -205,13 +208,14 @@ class Footer:
         names = [self.metadata.schema.column(number).path for number in range(self.metadata.num_columns)]
         self._offset, self._timestamp = names.index("offset"), names.index("timestamp")
         self._names = names
+        self._per_ms = _per_ms(self.schema.field("timestamp").type)
         self.groups = [self._group(number) for number in range(self.metadata.num_row_groups)]
         self._last_offsets = [group.last_offset for group in self.groups]
 
     def _group(self, number: int) -> RowGroup:
         group = self.metadata.row_group(number)
         offsets, times = group.column(self._offset).statistics, group.column(self._timestamp).statistics
-        low, high = (int(moment.timestamp() * 1000) if hasattr(moment, "timestamp") else moment
+        low, high = (int(moment.timestamp() * 1000) if hasattr(moment, "timestamp") else moment // self._per_ms
                      for moment in (times.min_raw, times.max_raw))  # fmt: skip
         return RowGroup(number, group.num_rows, offsets.min, offsets.max, low, high)
 
@@ -299,5 +303,11 @@ def restored(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
 
 def times_ms(table: pa.Table | pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The timestamps in ms since 1970."""
-    found: np.ndarray[Any, np.dtype[np.int64]] = table.column("timestamp").cast(pa.int64()).to_numpy()
-    return found
+    column = table.column("timestamp")
+    found: np.ndarray[Any, np.dtype[np.int64]] = column.cast(pa.int64()).to_numpy()
+    per_ms = _per_ms(column.type)
+    return found if per_ms == 1 else found // per_ms
+
+
+def _per_ms(kind: pa.TimestampType) -> int:
+    return {"ms": 1, "us": 1000}[kind.unit]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import streamcore as sc
@@ -183,6 +184,49 @@ def test_other_programs_read_the_rows_of_a_typed_topic_with_nulls(store: sc.Stor
         topic.roll()
     topic.offload()
     check_rows(topic)
+
+
+def test_times_are_in_microseconds_in_the_objects_and_come_back_as_they_were(store: sc.Store) -> None:
+    kinds = {
+        "s": pa.timestamp("s"),
+        "ms": pa.timestamp("ms", "UTC"),
+        "list": pa.list_(pa.timestamp("s")),
+        "map": pa.map_(pa.string(), pa.timestamp("ms")),
+        "in": pa.struct([("ms", pa.timestamp("ms")), ("list", pa.list_(pa.struct([("s", pa.timestamp("s"))])))]),
+    }
+    topic = make(store, schema=pa.schema(list(kinds.items())))
+    moment = datetime.datetime(1960, 1, 2, 3, 4, 5)
+    value = {
+        "s": moment,
+        "ms": moment.replace(microsecond=123_000, tzinfo=datetime.UTC),
+        "list": [moment, None],
+        "map": [("a", moment)],
+        "in": {"ms": moment, "list": [{"s": moment}, None]},
+    }
+    topic.append([value, None, dict.fromkeys(kinds)] * 100, timestamps=[n - 150 for n in range(300)])
+    topic.roll()
+    before = topic.scan().to_arrow().combine_chunks()
+    a_part = topic.scan(start=moment.replace(year=1969, tzinfo=datetime.UTC), end=before["timestamp"][200].as_py())
+    times = a_part.to_arrow()
+    move(topic)
+    assert topic.partitions[0].local_start_offset == 300
+    assert topic.scan().to_arrow().combine_chunks().equals(before)
+    assert a_part.to_arrow().equals(times)
+    [path] = parquet_files(Path(store.tier.address.removeprefix("file://")))  # type: ignore[union-attr]
+    said = str(pq.read_metadata(path).schema)
+    assert said.count("timeUnit=") == said.count("timeUnit=microseconds") > 5
+    check_rows(topic)
+
+
+def test_times_that_microseconds_cannot_say_stay_milliseconds(store: sc.Store) -> None:
+    topic = make(store)
+    topic.append([b"far", b"near"], timestamps=[1 << 60, 0])
+    topic.roll()
+    move(topic)
+    assert topic.scan(columns=["timestamp"]).to_arrow().column(0).cast(pa.int64()).to_pylist() == [1 << 60, 0]
+    assert status_of(topic).error is None
+    assert names_in(opened(topic)) == named(topic)
+    assert opened(topic).scan(selected_fields=("value",)).to_arrow().column(0).to_pylist() == [b"far", b"near"]
 
 
 def test_lists_of_a_fixed_size_are_read_by_pyiceberg(store: sc.Store) -> None:
@@ -941,6 +985,34 @@ def test_the_status_says_how_far_the_table_is(store: sc.Store, monkeypatch: pyte
         patched.setattr(tables, "follow", lambda *_: False)
         topic.offload()
     assert status_of(topic).partitions_behind == 2
+    families = {family.name: family for family in metrics_of(store)}
+    [behind] = families["streamcore_tier_iceberg_partitions_behind"].samples
+    assert (behind.labels, behind.value) == ({"topic": "clicks"}, 2)
+    assert families["streamcore_tier_iceberg_failing"].samples[0].value == 0
+
+
+def metrics_of(store: sc.Store) -> list[Any]:
+    """What Prometheus gets."""
+    collector = pytest.importorskip("streamcore.prometheus")
+    return list(collector.StoreCollector(store).collect())
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "wanted"),
+    [
+        ("file:///a%20b/c", {}, "file:///a b/c"),
+        ("s3://bucket/prefix", {"region": "eu-central-1"}, "s3://bucket/prefix"),
+        ("az://events/shop", {"account_name": "ours"}, "abfss://events@ours.dfs.core.windows.net/shop"),
+        ("az://events/shop", {}, "az://events/shop"),
+    ],
+)
+def test_a_table_has_the_address_that_other_programs_know(
+    tmp_path: Path, url: str, options: dict[str, str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with sc.open(tmp_path / "store", maintenance=False, tier=url, tier_options=options) as store:
+        topic = make(store)
+        assert status_of(topic).location == f"{wanted}/topics/{topic.folder}/iceberg"
 
 
 # ---- over a real server ----------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ def _known(partition: int, entry: Entry, columns: _Columns) -> dict[str, Any]:
     for name, (low, high) in ends.items():
         field = columns[(name,)]
         kind: Any = field.field_type
-        lower[field.field_id], upper[field.field_id] = to_bytes(kind, low), to_bytes(kind, high)
+        if _fitting(low) is not None and _fitting(high) is not None:
+            lower[field.field_id], upper[field.field_id] = to_bytes(kind, low), to_bytes(kind, high)
     return {"lower_bounds": lower, "upper_bounds": upper}
 
 
@@ -146,5 +147,10 @@ def _value(statistics: Any, end: str, field: types.NestedField, column: Any) -> 
     if isinstance(field.field_type, (types.TimestampType, types.TimestamptzType)):
         unit = json.loads(column.logical_type.to_json()).get("timeUnit")
         raw = getattr(statistics, f"{end}_raw")
-        return raw * _MICROSECONDS[unit] if isinstance(raw, int) and unit in _MICROSECONDS else None
+        return _fitting(raw * _MICROSECONDS[unit]) if isinstance(raw, int) and unit in _MICROSECONDS else None
     return getattr(statistics, end) if isinstance(field.field_type, _EXACT) else None
+
+
+def _fitting(number: int) -> int | None:
+    """A number of 64 bits; None: it is none."""
+    return number if -(1 << 63) <= number < 1 << 63 else None
