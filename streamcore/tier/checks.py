@@ -101,12 +101,16 @@ def gc(tier: Tier, *, grace_s: float, dry: bool) -> Collected:
 
     They are what a process leaves that dies between an object and its manifest, and what is left of deleted topics. The
     list is made first and manifests are read then: what one names by now stays. No name is used twice, so what is
-    removed here is never named later. Iceberg tables follow first; where one cannot, its topic's objects stay.
+    removed here is never named later. Iceberg tables follow first, and are made anew where they are damaged; where that
+    fails, the topic's objects stay.
     Raises TierError, FencedError.
     """
     tier.claim(again=True)
-    tables_of = {log.folder: tables.follow(topic, tier, log) for topic, log in tier.tiered()}
-    left_alone = {folder for folder, is_up_to_date in tables_of.items() if not is_up_to_date}
+    left_alone = {
+        log.folder
+        for topic, log in tier.tiered()
+        if not (tables.is_up_to_date(topic, tier) if dry else tables.follow(topic, tier, log, look=True))
+    }
     if left_alone:
         _log.warning("gc leaves %s alone: their Iceberg tables may name what is gone", ", ".join(sorted(left_alone)))
     found = list(tier.objects.listed("topics")) + list(tier.objects.listed(backup.FOLDER))

@@ -46,6 +46,14 @@ class _Held(NamedTuple):
     from_the_future: bool
 
 
+class _Going(NamedTuple):
+    """What goes of a partition: the records below an offset, and objects that its manifest names no more."""
+
+    partition: int
+    offset: int
+    entries: tuple[Entry, ...]
+
+
 # ---- altogether ------------------------------------------------------------------------------------------------------
 
 
@@ -53,20 +61,23 @@ def apply_retention(topic: Topic, tier: Tier, log: TierLog, now_ms: int | None =
     """Removes what `retention_ms` and `retention_bytes` no longer keep, wherever it is. Raises TierError."""
     config = topic.config
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    removed: list[Removed] = []
+    going: list[_Going] = []
     future = 0
     if config.retention_ms is None and config.retention_bytes is None:
         return RetentionReport()
-    for partition in range(topic.partition_count):
-        segments = topic.segments(partition)
-        held = _held(topic, log, partition, segments, now)
-        future += sum(one.from_the_future for one in held)
-        before = _end_of_what_goes(held, config.retention_ms, config.retention_bytes, now)
-        before = max(before, _end_of_gap(topic, log, partition))
-        if before > _known_start(topic, log, partition):
-            if segments and segments[-1].end_offset <= before and not segments[-1].sealed:
-                topic.roll(partition)
-            removed.append(_delete_what_is_old(topic, tier, log, partition, before))
+    try:
+        for partition in range(topic.partition_count):
+            segments = topic.segments(partition)
+            held = _held(topic, log, partition, segments, now)
+            future += sum(one.from_the_future for one in held)
+            before = _end_of_what_goes(held, config.retention_ms, config.retention_bytes, now)
+            before = max(before, _end_of_gap(topic, log, partition))
+            if before > _known_start(topic, log, partition):
+                if segments and segments[-1].end_offset <= before and not segments[-1].sealed:
+                    topic.roll(partition)
+                going.append(_Going(partition, before, _raised_or_not_reached(topic, tier, log, partition, before)))
+    finally:  # what manifests name no more goes also when one of them could not be changed
+        removed = _delete_rest(topic, tier, log, going)
     return RetentionReport(tuple(removed), future)
 
 
@@ -125,37 +136,40 @@ def _is_older(one: _Held, moment_ms: int) -> bool:
 
 def delete_before(topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int) -> Removed:
     """Deletes the records below an offset, wherever they are: in the manifest, then objects, then here."""
-    return _delete_rest(topic, tier, log, partition, offset, raise_start(tier, log, partition, offset))
+    going = _Going(partition, offset, raise_start(tier, log, partition, offset))
+    [removed] = _delete_rest(topic, tier, log, [going])
+    return removed
 
 
-def _delete_what_is_old(topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int) -> Removed:
-    """As `delete_before`; here also while the tier cannot be reached, for that must not fill the disk."""
+def _raised_or_not_reached(topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int) -> tuple[Entry, ...]:
+    """As `raise_start`; while the tier cannot be reached records go here alone, for that must not fill the disk."""
     try:
-        entries = raise_start(tier, log, partition, offset)
+        return raise_start(tier, log, partition, offset)
     except TierError as error:
         if not error.transient:
             raise
         _log.warning("%s/%d: what retention removes goes here alone for now: %s", topic.name, partition, error)
-        entries = ()
-    return _delete_rest(topic, tier, log, partition, offset, entries)
+        return ()
 
 
-def _delete_rest(
-    topic: Topic, tier: Tier, log: TierLog, partition: int, offset: int, entries: tuple[Entry, ...]
-) -> Removed:
-    """What follows when the manifest names some objects no more: they go when no table names them either."""
-    freed = 0
-    objects_go = tables.follow(topic, tier, log) if entries else True
+def _delete_rest(topic: Topic, tier: Tier, log: TierLog, going: list[_Going]) -> list[Removed]:
+    """What follows when manifests name some objects no more: these go when no table names them either."""
+    count = sum(len(one.entries) for one in going)
+    objects_go = tables.follow(topic, tier, log) if count else True
     if not objects_go:
-        _log.warning("%s/%d: %d objects stay until gc, for the Iceberg table may name them", topic.name, partition,
-                     len(entries))  # fmt: skip
-    for entry in entries if objects_go else ():
-        if entry.name:
-            tier.objects.delete(log.path_of(partition, entry.name))
-            tier.forget(entry)
-            freed += entry.size
-    _, segments, size = topic.delete_local(partition, offset)
-    return Removed(partition, topic.bounds([partition])[partition][0], segments + len(entries), size + freed)
+        _log.warning("%s: %d objects stay until gc, for the Iceberg table may name them", topic.name, count)
+    removed = []
+    for partition, offset, entries in going:
+        freed = 0
+        for entry in entries if objects_go else ():
+            if entry.name:
+                tier.objects.delete(log.path_of(partition, entry.name))
+                tier.forget(entry)
+                freed += entry.size
+        _, segments, size = topic.delete_local(partition, offset)
+        start = topic.bounds([partition])[partition][0]
+        removed.append(Removed(partition, start, segments + len(entries), size + freed))
+    return removed
 
 
 def raise_start(tier: Tier, log: TierLog, partition: int, offset: int) -> tuple[Entry, ...]:

@@ -218,7 +218,7 @@ def keep_table(
         for number, manifest in manifests.items():
             followed = (manifest.version, manifest.start_offset, manifest.end_offset)
             of[number] = max(of.get(number, (0, 0, 0)), followed)
-        made = Table(max(version, before.version), max(schema_version, before.schema_version), of, _now_ms(), None)
+        made = Table(version, max(schema_version, before.schema_version), of, _now_ms(), None)
         _keep_in(connection, topic_id, made)
 
 

@@ -48,22 +48,21 @@ class TableStatus(NamedTuple):
     error: str | None
 
 
-def follow(topic: Topic, tier: Tier, log: TierLog) -> bool:
+def follow(topic: Topic, tier: Tier, log: TierLog, *, look: bool = False) -> bool:
     """Has a topic's table name what its manifests do, or drops it where the topic has none any more; True: it is so.
 
-    A failure is logged and kept for `TierStatus`.
+    look: also at a table that has followed, as far as this machine knows: it may be damaged. A failure is logged and
+    kept for `TierStatus`.
     """
     known = kept.table(tier.catalog, topic.id)
-    if not topic.config.tier_iceberg and known is None:
-        return True
-    if topic.config.tier_iceberg and not _is_behind(topic, tier, known):
+    if is_up_to_date(topic, tier) and not (look and known is not None and topic.config.tier_iceberg):
         return True
     if not tier.catalog.writable:
         return False
     try:
         if topic.config.tier_iceberg:
             tier.claim()
-            _follow(topic, tier, log, known)
+            _follow(topic, tier, log, None if look else known)
         else:
             tier.claim(again=True)  # or it is another store's
             drop(tier.objects, log.folder)
@@ -75,11 +74,15 @@ def follow(topic: Topic, tier: Tier, log: TierLog) -> bool:
     return True
 
 
-def _is_behind(topic: Topic, tier: Tier, known: kept.Table | None) -> bool:
-    versions = kept.versions(tier.catalog, topic.id)
+def is_up_to_date(topic: Topic, tier: Tier) -> bool:
+    """Whether a topic's table names what its manifests do, or there is none where none is wanted, as far as this
+    machine knows."""
+    known, versions = kept.table(tier.catalog, topic.id), kept.versions(tier.catalog, topic.id)
+    if not topic.config.tier_iceberg:
+        return known is None
     if known is None or known.version == 0:
-        return bool(versions)
-    return known.schema_version < max(topic.versions) or bool(_changed(versions, known))
+        return not versions
+    return known.schema_version >= max(topic.versions) and not _changed(versions, known)
 
 
 def _changed(versions: Mapping[int, int], known: kept.Table | None) -> list[int]:
@@ -143,9 +146,17 @@ def needed(tier: Tier, log: TierLog) -> set[str]:
 def problems(topic: Topic, tier: Tier, log: TierLog) -> list[str]:
     """What is wrong with a table that has followed: it names other objects than manifests do. Raises TierError."""
     table = _table_of(tier, log)
+    from streamcore.tier.iceberg.table import UNREADABLE
+
     for _ in range(_LOOKS):
         current = table.current()
-        rows: dict[str, int] = {} if current is None else table.objects_of(current)
+        try:
+            rows: dict[str, int] = {} if current is None else table.objects_of(current)
+        except UNREADABLE as error:
+            again = table.current()
+            if (again and again.number) != (current and current.number):
+                continue
+            return [f"the Iceberg table cannot be read, until gc makes it anew: {error}"]
         copies = {number: log.fresh(number) for number in range(topic.partition_count)}
         manifests = {number: copy.manifest for number, copy in copies.items() if copy is not None}
         versions = {number: manifest.version for number, manifest in manifests.items()}

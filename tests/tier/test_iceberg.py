@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import dataclasses
 import datetime
 import decimal
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -583,6 +586,56 @@ def test_a_table_is_made_anew_from_the_manifests_whatever_happened_to_it(
         check_rows(topic)
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_gc_makes_a_damaged_table_anew_although_nothing_changed(
+    damage: str, store: sc.Store, store_path: Path, tier_path: Path
+) -> None:
+    topic = make(store, partitions=2)
+    for _ in range(3):
+        fill(topic, 400)
+        topic.offload()
+    folder = tier_path / "topics" / topic.folder / tables.METADATA_FOLDER
+    store.close()
+    DAMAGES[damage](folder)
+    with sc.open(store_path, maintenance=False) as again:
+        topic = again.topic("clicks")
+        assert again.tier is not None
+        again.tier.verify()
+        assert again.tier.gc(grace_s=0, dry_run=True).objects >= 0
+        again.tier.gc(grace_s=0)
+        assert again.tier.verify() == []
+        check_rows(topic)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_bytes_that_are_wrong_are_survived(seed: int, store: sc.Store, store_path: Path, tier_path: Path) -> None:
+    topic = make(store)
+    for _ in range(2):
+        fill(topic, 300)
+        topic.offload()
+    folder = tier_path / "topics" / topic.folder / tables.METADATA_FOLDER
+    files = sorted(folder.glob("*"))
+    random = Random(seed)
+    store.close()
+    for _ in range(12):
+        path = random.choice([path for path in files if path.exists()])
+        whole = bytearray(path.read_bytes())
+        if not whole:
+            continue
+        for _ in range(random.choice([1, 3, 50])):
+            whole[random.randrange(len(whole))] = random.randrange(256)
+        path.write_bytes(whole)
+        with sc.open(store_path, maintenance=False) as again:
+            assert again.tier is not None
+            again.tier.verify()
+            again.tier.gc(grace_s=0)
+            assert again.tier.verify() == []
+            fill(again.topic("clicks"), 300)
+            again.topic("clicks").offload()
+            assert status_of(again.topic("clicks")).error is None
+            assert names_in(again.tier.iceberg("clicks")) == named(again.topic("clicks"))
+
+
 def test_verify_says_where_a_table_names_something_else(store: sc.Store, tier_path: Path) -> None:
     topic = make(store)
     fill(topic)
@@ -645,6 +698,39 @@ def test_two_at_once_leave_a_table_that_names_each_object_once(
     check_rows(topic)
     assert store.tier is not None
     assert store.tier.verify() == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "versitygw_in_turn"])
+def test_many_at_once_leave_a_table_that_names_each_object_once(
+    kind: str, make_place: Callable[[str], Place], store_path: Path
+) -> None:
+    place, rounds = make_place(kind), 8
+    with contextlib.ExitStack() as stack:
+        stores = [
+            stack.enter_context(sc.open(store_path, maintenance=False, tier=place.url, tier_options=place.options))
+            for _ in range(3)
+        ]
+        make(stores[0], partitions=3)
+
+        def run(number: int) -> None:
+            topic = stores[number].topic("clicks")
+            for count in range(rounds):
+                topic.append([b"%d" % n for n in range(50)], partition=number)
+                topic.roll(number)
+                topic.offload()
+                if count == rounds // 2:
+                    topic.delete_records({number: 100})
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(run, range(3)))
+        topic, tier = stores[0].topic("clicks"), stores[0].tier
+        assert tier is not None
+        assert status_of(topic) == status_of(topic)._replace(error=None, partitions_behind=0)
+        found = tier.iceberg("clicks")
+        assert names_in(found) == named(topic)
+        assert found.scan().count() == 3 * (rounds * 50 - 100)
+        assert tier.verify() == []
+        assert all(info.path.endswith(("avro", "json", "text", "parquet")) for info in tier.objects.listed("topics"))
 
 
 def test_a_control_that_puts_versions_over_each_other_loses_objects(

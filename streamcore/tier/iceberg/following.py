@@ -9,12 +9,10 @@ import logging
 import secrets
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from pyiceberg.exceptions import ValidationError
 from pyiceberg.manifest import (
     DataFile,
     ManifestEntry,
@@ -33,7 +31,7 @@ from streamcore.errors import CorruptionError, TierError
 from streamcore.tier import parquet
 from streamcore.tier.iceberg.data_file import columns_of, data_file
 from streamcore.tier.iceberg.files import Output, Size
-from streamcore.tier.iceberg.table import AT_ONCE, VERSIONS_MAX, Current, Held, Table
+from streamcore.tier.iceberg.table import AT_ONCE, UNREADABLE, VERSIONS_MAX, Current, Held, Table
 from streamcore.tier.iceberg.types import table_schema
 from streamcore.tier.manifest import Entry, Manifest, check_epoch
 from streamcore.tier.objects import ConflictError, ObjectMissingError
@@ -43,7 +41,6 @@ _FULL_FILES = 1000  # a manifest of so many is not merged with others any more
 _SMALL_MAX = 16  # manifests that are not full, before they are merged
 _ATTEMPTS = 100
 _EPOCH = "streamcore.epoch"
-_UNREADABLE = (ObjectMissingError, CorruptionError, ValidationError, ValueError, EOFError, KeyError, zlib.error)
 _log = logging.getLogger("streamcore.tier")
 
 
@@ -95,9 +92,8 @@ class _Next:
         if base is not None and base.metadata is not None:
             try:
                 self._held = table.held(base)
-            except _UNREADABLE as error:
-                _log.warning("the Iceberg table at %s is made anew: %s", table.location, error)
-                base = base._replace(metadata=None)
+            except UNREADABLE as error:
+                base = _unreadable(table, base, str(error))
         self._base = base
         self._before = None if base is None else base.metadata
         number = max(source.versions)
@@ -117,9 +113,13 @@ class _Next:
             for entry in manifest.entries
             if entry.name
         }
-        held = {location for one in self._held for location in one.files}
+        held = {location: size for one in self._held for location, size in one.files.items()}
+        if any(held.get(place, size) != size for place, size in _sizes_of(wanted)):
+            return self._anew("it has other numbers of rows than its objects")
+        if self._base is None and not wanted:
+            return Followed(0, manifests, 0, 0)  # there is nothing of the topic, or nothing any more
         added = {place: wanted[place] for place in wanted if place not in held}
-        removed = {place for place in held - wanted.keys() if self._table.partition_of(place) in manifests}
+        removed = {place for place in held.keys() - wanted.keys() if self._table.partition_of(place) in manifests}
         if not added and not removed and self._before is not None and self._is_told(self._before):
             assert self._base is not None
             self._table.point_to(self._base.number, self._base)
@@ -132,6 +132,10 @@ class _Next:
         except TierError as error:
             _log.warning("old metadata of the Iceberg table stays until gc: %s", error)
         return Followed(current.number, manifests, len(added), len(removed))
+
+    def _anew(self, why: str) -> Followed:
+        assert self._base is not None
+        return _Next(self._table, _unreadable(self._table, self._base, why), self._source).made()
 
     def _is_told(self, before: TableMetadataV2) -> bool:
         """Whether the table is of this schema and epoch."""
@@ -303,6 +307,16 @@ class _Next:
             "streamcore.topic": self._source.topic_id,
             _EPOCH: str(self._source.epoch),
         }
+
+
+def _unreadable(table: Table, base: Current, why: str) -> Current:
+    """A version with which nothing can be done but to make another one."""
+    _log.warning("the Iceberg table at %s is made anew: %s", table.location, why)
+    return base._replace(metadata=None)
+
+
+def _sizes_of(wanted: Mapping[str, tuple[int, Entry]]) -> Iterable[tuple[str, Size]]:
+    return ((place, Size(entry.rows, entry.size)) for place, (_, entry) in wanted.items())
 
 
 def _size_of(file: DataFile) -> Size:

@@ -15,7 +15,7 @@ from pyiceberg.table import StaticTable
 from pyiceberg.table.metadata import TableMetadataUtil, TableMetadataV2
 from pyiceberg.table.snapshots import Snapshot
 
-from streamcore.errors import TierError
+from streamcore.errors import CorruptionError, StreamcoreError, TierError
 from streamcore.tier.iceberg.files import Output, Size, TierIO
 from streamcore.tier.objects import ConflictError, ObjectMissingError
 from streamcore.tier.tables import FOLDER, HINT, METADATA_FOLDER
@@ -23,6 +23,7 @@ from streamcore.tier.tables import FOLDER, HINT, METADATA_FOLDER
 VERSIONS_MAX = 20  # whose metadata files are kept
 AT_ONCE = 8  # requests
 _ATTEMPTS = 100
+UNREADABLE = (ObjectMissingError, CorruptionError)  # what a table is that has to be made anew
 _VERSION = re.compile(r"v(\d{1,18})\.metadata\.json")
 _log = logging.getLogger("streamcore.tier")
 
@@ -54,6 +55,7 @@ class Table:
         self._files = files
         self._objects = files.objects
         self._topic = folder
+        self._place = re.compile(re.escape(files.location_of(folder)) + r"/(\d{10})/[^/]+\.parquet")
         self.folder = f"{folder}/{METADATA_FOLDER}"
         self.location = files.location_of(f"{folder}/{FOLDER}")
 
@@ -70,8 +72,11 @@ class Table:
         return self._files.path_of(location)
 
     def partition_of(self, location: str) -> int:
-        """The partition of an object."""
-        return int(location.rsplit("/", 2)[1])
+        """The partition of an object. Raises CorruptionError for what is none of the topic's."""
+        found = self._place.fullmatch(location)
+        if found is None:
+            raise CorruptionError(f"the Iceberg table names {location!r}", self.location)
+        return int(found[1])
 
     def write(self, output: Output, lists: Mapping[str, Size] | None = None) -> None:
         """Puts a file of the metadata that is never changed. lists: the data files of a manifest."""
@@ -133,22 +138,34 @@ class Table:
         return manifest.fetch_manifest_entry(self._files, discard_deleted=True)
 
     def held(self, current: Current) -> list[Held]:
-        """The manifests of the current snapshot, each with its data files."""
+        """The manifests of the current snapshot, each with its data files. Raises one of UNREADABLE, TierError."""
         if current.snapshot is None:
             return []
-        with ThreadPoolExecutor(AT_ONCE, "streamcore-iceberg") as pool:
-            return list(pool.map(self._held, self.manifests(current.snapshot)))
+        try:
+            with ThreadPoolExecutor(AT_ONCE, "streamcore-iceberg") as pool:
+                return list(pool.map(self._held, self.manifests(current.snapshot)))
+        except StreamcoreError:
+            raise
+        except Exception as error:  # damaged Avro makes pyiceberg raise anything
+            said = f"the Iceberg table cannot be read: {type(error).__name__}: {error}"
+            raise CorruptionError(said, self.location) from None
 
     def _held(self, manifest: ManifestFile) -> Held:
         found = self._files.listed(manifest.manifest_path)
         if found is None:
             files = [entry.data_file for entry in self.entries(manifest)]
             found = {file.file_path: Size(file.record_count, file.file_size_in_bytes) for file in files}
+            for location in found:
+                self.partition_of(location)
             self._files.note_listed(manifest.manifest_path, found)
         return Held(manifest, found)
 
     def objects_of(self, current: Current) -> dict[str, int]:
-        """The paths of the objects that are in the table, and their rows."""
+        """The paths of the objects that are in the table, and their rows. Raises one of UNREADABLE."""
+        if current.metadata is None:
+            raise CorruptionError(
+                "it is not what was put there", self._objects.url_of(self.path_of_version(current.number))
+            )
         return {
             self._files.path_of(location): size.rows
             for held in self.held(current)
@@ -220,7 +237,7 @@ class Table:
                 before, known = known, self._hint()
                 if known is None and before is not None:
                     raise ConflictError("the table was dropped", self.location) from None
-        raise ConflictError("the hint is changed by others all the time", self._objects.url_of(path))
+        raise TierError("the hint is changed by others all the time", self._objects.url_of(path))
 
     def tidy(self, base: Current | None, made: Current) -> None:
         """Deletes the files of the metadata that only versions before this one need. What is left goes with `gc`."""
