@@ -38,6 +38,7 @@ from pyiceberg.table import StaticTable  # noqa: E402
 from streamcore.tier.iceberg import following  # noqa: E402
 from streamcore.tier.iceberg import table as iceberg_table  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:Iceberg scan planning with the polars_iceberg plugin")
 COLUMNS = ["partition", "offset", "timestamp", "key", "value", "headers"]
 
 
@@ -460,6 +461,18 @@ def test_retention_takes_objects_out_of_the_table_before_they_go(
     assert table.scan().to_arrow().num_rows == int(last.summary["total-records"])
     for snapshot in table.metadata.snapshots:  # each one that is there can be read
         table.scan(snapshot_id=snapshot.snapshot_id).to_arrow()
+
+
+def test_retention_of_many_partitions_is_one_version(store: sc.Store) -> None:
+    topic = make(store, partitions=4)
+    for _ in range(3):
+        fill(topic, 1200)
+        topic.offload()
+    before, objects = status_of(topic).version, len(named(topic))
+    remove_old(topic)
+    assert status_of(topic).version == before + 1
+    assert names_in(opened(topic)) == named(topic)
+    assert len(named(topic)) <= objects - 4
 
 
 def test_a_control_that_deletes_objects_first_is_seen(store: sc.Store, monkeypatch: pytest.MonkeyPatch) -> None:
