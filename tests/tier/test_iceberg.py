@@ -28,6 +28,7 @@ from streamcore.tier.objects import Transient
 
 from .fault_proxy import Fault, FaultProxy
 from .servers import Place
+from .test_tiered_servers import KINDS
 from .test_tiered_topic import SEGMENT_BYTES, fill, move, objects_of, parquet_files
 
 pytest.importorskip("pyiceberg", reason="the extra [iceberg] is not installed")
@@ -242,17 +243,27 @@ def test_lists_of_a_fixed_size_are_read_by_pyiceberg(store: sc.Store) -> None:
     assert found == [{"v": [1.0, 2.0, 3.0]}, {"v": None}, None]
 
 
-def test_the_store_itself_opens_the_table_wherever_the_tier_is(tmp_path: Path) -> None:
-    with sc.open(tmp_path / "store", maintenance=False, tier=f"memory://{tmp_path.name}") as store:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_store_itself_opens_the_table_wherever_the_tier_is(
+    kind: str, make_place: Callable[[str], Place], store_path: Path
+) -> None:
+    place = make_place(kind)
+    with sc.open(store_path, maintenance=False, tier=place.url, tier_options=place.options) as store:
         topic = make(store, partitions=2)
-        fill(topic, 400)
-        topic.offload()
+        for _ in range(3):
+            fill(topic, 400)
+            topic.offload()
         assert store.tier is not None
         wanted = topic.scan(columns=COLUMNS).to_arrow()
         found = in_order(store.tier.iceberg("clicks").scan().to_arrow())
         assert without_null_lists(found) == without_null_lists(wanted.to_pylist())
         some = store.tier.iceberg("clicks").scan(row_filter="offset < 10", selected_fields=("offset",)).to_arrow()
         assert sorted(some.column("offset").to_pylist()) == sorted([*range(10)] * 2)
+        remove_old(topic)
+        assert names_in(store.tier.iceberg("clicks")) == named(topic)
+        assert store.tier.verify() == []
+        assert store.tier.gc(grace_s=0).objects == 0
+        store.delete_topic("clicks")
 
 
 def test_an_archive_that_is_only_read_has_the_table_as_well(store: sc.Store, tier_path: Path) -> None:
