@@ -129,7 +129,7 @@ class _Next:
         current = self._table.commit(self._base, metadata)
         try:
             self._table.tidy(self._base, current)
-        except TierError as error:
+        except (TierError, CorruptionError) as error:
             _log.warning("old metadata of the Iceberg table stays until gc: %s", error)
         return Followed(current.number, manifests, len(added), len(removed))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -26,6 +27,17 @@ _ATTEMPTS = 100
 UNREADABLE = (ObjectMissingError, CorruptionError)  # what a table is that has to be made anew
 _VERSION = re.compile(r"v(\d{1,18})\.metadata\.json")
 _log = logging.getLogger("streamcore.tier")
+
+
+@contextlib.contextmanager
+def _decoding(location: str) -> Iterator[None]:
+    """Damaged Avro makes pyiceberg raise anything."""
+    try:
+        yield
+    except StreamcoreError:
+        raise
+    except Exception as error:
+        raise CorruptionError(f"it cannot be read: {type(error).__name__}: {error}", location) from None
 
 
 class Current(NamedTuple):
@@ -130,25 +142,21 @@ class Table:
         return None  # the tier was copied to another address
 
     def manifests(self, snapshot: Snapshot) -> list[ManifestFile]:
-        """The manifests of a snapshot."""
-        return list(read_manifest_list(self._files.new_input(snapshot.manifest_list)))
+        """The manifests of a snapshot. Raises one of UNREADABLE, TierError."""
+        with _decoding(snapshot.manifest_list):
+            return list(read_manifest_list(self._files.new_input(snapshot.manifest_list)))
 
     def entries(self, manifest: ManifestFile) -> list[ManifestEntry]:
-        """The data files of a manifest that are not deleted."""
-        return manifest.fetch_manifest_entry(self._files, discard_deleted=True)
+        """The data files of a manifest that are not deleted. Raises one of UNREADABLE, TierError."""
+        with _decoding(manifest.manifest_path):
+            return manifest.fetch_manifest_entry(self._files, discard_deleted=True)
 
     def held(self, current: Current) -> list[Held]:
         """The manifests of the current snapshot, each with its data files. Raises one of UNREADABLE, TierError."""
         if current.snapshot is None:
             return []
-        try:
-            with ThreadPoolExecutor(AT_ONCE, "streamcore-iceberg") as pool:
-                return list(pool.map(self._held, self.manifests(current.snapshot)))
-        except StreamcoreError:
-            raise
-        except Exception as error:  # damaged Avro makes pyiceberg raise anything
-            said = f"the Iceberg table cannot be read: {type(error).__name__}: {error}"
-            raise CorruptionError(said, self.location) from None
+        with ThreadPoolExecutor(AT_ONCE, "streamcore-iceberg") as pool:
+            return list(pool.map(self._held, self.manifests(current.snapshot)))
 
     def _held(self, manifest: ManifestFile) -> Held:
         found = self._files.listed(manifest.manifest_path)
