@@ -89,12 +89,13 @@ def write_segment(
     about: what the footer says of the segment, by name. key_filter: a Bloom filter on the keys. microseconds: of all
     times, the only ones that Iceberg has; pyarrow.ArrowInvalid for a time that they cannot say.
     """
+    value = schema.field("value")
     told = {f"streamcore.{name}": text for name, text in about.items()}
     rows, first, last = 0, 0, 0
     low, high = 1 << 63, -(1 << 63)
     with pq.ParquetWriter(file, schema.with_metadata(told), **_writing(schema, key_filter, microseconds)) as writer:
         for group in _groups(batches):
-            table = pa.Table.from_batches([_with_required(batch, schema) for batch in group], schema)
+            table = pa.Table.from_batches([_with_required(batch, value) for batch in group], schema)
             stamps = table.column("timestamp").cast(pa.int64())
             ends = pa.compute.min_max(stamps).as_py()
             low, high = min(low, ends["min"]), max(high, ends["max"])
@@ -152,20 +153,26 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
     for batch in batches:
         if batch.num_rows == 0:
             continue
-        if held and (size + batch.nbytes > ROW_GROUP_BYTES or rows + batch.num_rows > ROW_GROUP_ROWS):
+        of_batch = batch.nbytes
+        if held and (size + of_batch > ROW_GROUP_BYTES or rows + batch.num_rows > ROW_GROUP_ROWS):
             yield held
             held, size, rows = [], 0, 0
         held.append(batch)
-        size += batch.nbytes
+        size += of_batch
         rows += batch.num_rows
     if held:
         yield held
 
 
-def _with_required(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch whose required fields have no nulls of their own below a struct that is null, as Parquet wants it."""
-    arrays = [_required(batch.column(field.name), field) for field in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def _with_required(batch: pa.RecordBatch, value: pa.Field) -> pa.RecordBatch:
+    """A batch whose required fields have no nulls of their own below a value that is null, as Parquet wants it."""
+    if not pa.types.is_struct(value.type):
+        return batch
+    arrays = [
+        _required(one, value) if name == "value" else one
+        for name, one in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 def _required(array: pa.Array, field: pa.Field) -> pa.Array:
