@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ AT_ONCE = 2
 _FOOTERS_MAX = 256
 _MEMORY_BYTES = 16 << 20  # of row groups that were read and may be read again
 _GUESSED_BYTES = 8 << 20  # of one that is not there yet
+_RELEASED_EVERY = 4  # row groups: taking memory anew costs time
 _FOOTER = "footer"
 
 
@@ -47,6 +49,7 @@ class RowGroups:
         self._objects = objects
         self._cache = cache
         self._lock = threading.Lock()
+        self._reads = itertools.count(1)
         self._pool: ThreadPoolExecutor | None = None
         self._footers: collections.OrderedDict[str, Footer] = collections.OrderedDict()
         self._held: collections.OrderedDict[tuple[str, int, tuple[str, ...]], Future[pa.Table]] = (
@@ -112,7 +115,8 @@ class RowGroups:
         try:
             return self._made(piece.entry, piece.path, _name_of(piece), ranges, read)
         finally:  # of this thread: what decoding took and gave back stays with it otherwise, some 50 MB
-            pa.default_memory_pool().release_unused()
+            if next(self._reads) % _RELEASED_EVERY == 0:
+                pa.default_memory_pool().release_unused()
 
     def _made(
         self,
