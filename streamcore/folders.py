@@ -21,9 +21,7 @@ def prepare_folder(path: Path, mode: Mode) -> None:
     """A store's folder that can be opened so, made where it may be. Raises StorageError, StoreFormatError."""
     try:
         if mode == "rw":
-            _make_folder(path)
-            (path / "topics").mkdir(exist_ok=True)
-            sync_folder(path)
+            _make_folders(path)
         elif not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "") if path.exists() else FileNotFoundError(errno.ENOENT, "")
         with contextlib.suppress(FileNotFoundError):
@@ -50,15 +48,21 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _make_folder(path: Path) -> None:
-    """The store's folder, and those above it that are missing: their names must last as long as what is in them."""
-    if (path / CATALOG_NAME).exists():
+def _make_folders(path: Path) -> None:
+    """The store's folder, those above it that are missing, and that of its topics.
+
+    Their names must last as long as what is in them. The catalog is made behind that: where it is, they do.
+    """
+    if not (path / CATALOG_NAME).exists():
+        missing = sum(not folder.exists() for folder in path.parents)
+        path.mkdir(parents=True, exist_ok=True)
+        for parent in path.parents[: missing + 1]:
+            with contextlib.suppress(PermissionError):  # it may be written to, and not be read
+                sync_folder(parent)
+    elif os.path.lexists(path / "topics"):
         return
-    missing = sum(not folder.exists() for folder in path.parents)
-    path.mkdir(parents=True, exist_ok=True)
-    for parent in path.parents[: missing + 1]:
-        with contextlib.suppress(PermissionError):  # it may be written to, and not be read
-            sync_folder(parent)
+    (path / "topics").mkdir(exist_ok=True)
+    sync_folder(path)
 
 
 def make_topic_folder(store_path: Path, folder: str) -> None:
