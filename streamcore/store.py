@@ -147,7 +147,7 @@ class Store:
         self._producers: set[Producer] = set()
         self._tier: Tier | None = None
         self._tier_options = dict(tier_options or {})
-        self._knows_tier = False
+        self._knows_tier = mode == "rw" and "tier" not in self.catalog.tables  # saves asking for it
         self._when_closed: list[Callable[[], None]] = []
         self.closed = False
         _open_stores.add(self)
@@ -561,7 +561,6 @@ class Store:
     def _finish_what_was_left(self) -> None:
         """Groups that are ahead of their logs go back; transactions are finished or, those of the dead, aborted."""
         tables = self.catalog.tables  # what others make from then on is of this start of the machine
-        self._knows_tier = "tier" not in tables  # saves asking for it
         if "group_boot" in tables:
             from streamcore import groups
 

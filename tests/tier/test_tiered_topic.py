@@ -996,3 +996,14 @@ def test_a_damaged_object_is_an_error_that_names_it(store: sc.Store, tier_path: 
     assert topic.cold is not None
     with pytest.raises(sc.CorruptionError, match="makes no sense"):
         topic.cold.fresh(0)
+
+
+def test_a_store_that_is_there_is_given_a_tier_when_it_is_opened(store_path: Path, tier_path: Path) -> None:
+    with sc.open(store_path, maintenance=False) as store:
+        store.create_topic("clicks").append([b"x"])
+        assert store.tier is None
+    for mode in ("rw", "r"):
+        tier = tier_path.as_uri() if mode == "rw" else None
+        with sc.open(store_path, mode, maintenance=False, tier=tier) as store:  # type: ignore[arg-type]
+            assert store.tier is not None
+            assert store.tier.url == tier_path.as_uri()
