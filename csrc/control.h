@@ -17,6 +17,7 @@
     BUG(end_published_before_bytes)  /* readers are told of a new end, then the bytes are stored */                    \
     BUG(first_opening_not_last)      /* a live file shows the first part of an append that goes on */                  \
     BUG(expected_offset_ignored)     /* an append is made whose caller expected another end of the log */              \
+    BUG(unfinished_append_not_told)  /* what it has stored whole is found by the next append alone */                  \
     BUG(unfinished_append_left)      /* what a writer that died has half stored is appended over */                    \
     BUG(space_not_reserved)          /* a full disk is noticed by the stores, not before them */                       \
     BUG(roll_leaks_descriptor)       /* each new segment leaves a descriptor open */                                   \

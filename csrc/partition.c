@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "control.h"
 #include "error.h"
 #include "os.h"
 #include "topic.h"
@@ -586,6 +587,26 @@ int sc_partition_rewrites(sc_topic *topic, uint32_t number, uint32_t *rewrites, 
     return code;
 }
 
+/* What a writer had stored whole when it died counts: who takes the lock next finds it. So does who asks where the log
+ * ends, or would be told of an end that moves later, although nobody is there any more who appends. Waits for nobody.
+ */
+static void settle_what_the_dead_left(sc_partition *partition)
+{
+    sc_state *state = &partition->topic->state;
+    sc_tail tail;
+    sc_error unused;
+    if (!state->writable || !published_tail(partition, &tail) || SC_CONTROL(unfinished_append_not_told) ||
+        atomic_load(&sc_state_slot(state, partition->number)->dirty) == 0)
+        return;
+    if (pthread_mutex_trylock(&partition->append_mutex) != 0)
+        return;
+    if (sc_state_try_lock(state, partition->number)) {
+        (void)sc_partition_locked_tail(partition, &tail, &unused); /* what fails here is told to who appends next */
+        sc_state_unlock(state, partition->number);
+    }
+    pthread_mutex_unlock(&partition->append_mutex);
+}
+
 int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_partition_info *info, sc_error *error)
 {
     sc_partition *partition;
@@ -594,8 +615,10 @@ int sc_partition_describe(sc_topic *topic, uint32_t number, bool with_size, sc_p
     if (code != SC_OK)
         return code;
     code = sc_topic_partition(topic, number, &partition, error);
-    if (code == SC_OK)
+    if (code == SC_OK) {
+        settle_what_the_dead_left(partition);
         code = sc_partition_tail(partition, &tail, error);
+    }
     if (code == SC_OK) {
         bool deleted = tail.stable_offset < tail.start_offset; /* records of an open transaction were */
         *info = (sc_partition_info){

@@ -203,6 +203,11 @@ int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error)
     return SC_OK;
 }
 
+bool sc_state_try_lock(sc_state *state, uint32_t partition)
+{
+    return sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_EXCLUSIVE, false) == 0;
+}
+
 void sc_state_unlock(sc_state *state, uint32_t partition)
 {
     int result = sc_os.lock(state->fd, LOCK_PARTITION + (int64_t)partition, SC_LOCK_NONE, false);

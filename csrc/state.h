@@ -122,6 +122,7 @@ bool sc_state_is_same_boot(const sc_state *state, uint32_t partition);
 /* The log is repaired under this kernel. The caller holds the partition's lock. */
 void sc_state_set_boot(sc_state *state, uint32_t partition);
 int sc_state_lock(sc_state *state, uint32_t partition, sc_error *error);
+bool sc_state_try_lock(sc_state *state, uint32_t partition); /* false: somebody has it */
 void sc_state_unlock(sc_state *state, uint32_t partition);
 /* The right to rewrite segments of a partition, which one process has at a time. SC_CONFLICT: another one has it. */
 int sc_state_lock_rewriting(sc_state *state, uint32_t partition, sc_error *error);

@@ -355,6 +355,47 @@ static void test_an_append_that_was_killed_is_cleared_by_the_next_one(void)
     }
 }
 
+/* As who died behind the last store of an append, and before it said so. */
+static void append_without_a_word(sc_topic *topic, int64_t first, int64_t count)
+{
+    char file[FILE_MAX];
+    int64_t size, at = sizeof(sc_state_header);
+    uint32_t dirty = 1;
+    snprintf(file, sizeof file, "%s/state", path);
+    uint8_t *before = file_read(file, &size);
+    append_records(topic, 0, first, count);
+    file_write_at(file, before + at, sizeof(sc_slot), at);
+    file_write_at(file, &dirty, sizeof dirty, at + (int64_t)offsetof(sc_slot, dirty));
+    free(before);
+    topic_abandon(topic);
+}
+
+/* Else a writer that goes on where the log ended would write again what turns up behind that. */
+static void test_who_asks_for_the_end_is_told_of_what_the_dead_had_stored(void)
+{
+    sc_partition *partition;
+    sc_error error;
+    folder_make(path);
+    sc_topic *next = topic_open(path, true), *reader = topic_open(path, false), *holder = topic_open(path, true);
+    sc_topic *dying = topic_open(path, true);
+    append_records(dying, 0, 0, 10);
+    append_without_a_word(dying, 10, 10);
+    CHECK_OK(sc_topic_partition(holder, 0, &partition, &error), error);
+    CHECK_OK(sc_partition_lock(partition, &error), error);
+    CHECK_EQ(end_of(next, 0), 10); /* nobody waits for who has the lock */
+    sc_partition_unlock(partition);
+    CHECK_EQ(end_of(reader, 0), 10); /* who may not write repairs nothing */
+    CHECK_EQ(end_of(next, 0), 20);
+    CHECK_EQ(end_of(reader, 0), 20);
+    check_records(reader, 0, 0, 20);
+    append_records(next, 0, 20, 5);
+    topic_close(holder);
+    topic_close(reader);
+    topic_close(next);
+    check_log(path, 25);
+    folder_remove(path);
+}
+
 static void test_the_log_of_a_killed_only_writer_is_found_whole(void)
 {
     for (int way = 0; way < 4; way++) {
@@ -574,6 +615,7 @@ int main(int argc, char **argv)
     RUN(test_concurrent_appends_of_processes_lose_and_mix_nothing);
     RUN(test_a_killed_process_gives_its_lock_back_at_once);
     RUN(test_an_append_that_was_killed_is_cleared_by_the_next_one);
+    RUN(test_who_asks_for_the_end_is_told_of_what_the_dead_had_stored);
     RUN(test_the_log_of_a_killed_only_writer_is_found_whole);
     RUN(test_killed_while_it_cuts_the_preallocated_end_a_writer_harms_no_other);
     RUN(test_killed_at_any_moment_every_acknowledged_append_is_there);

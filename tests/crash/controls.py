@@ -35,6 +35,7 @@ CAUGHT_BY = {
     "end_published_before_bytes": "append::test_a_large_append_whose_write_fails_is_not_there_and_is_cleared",
     "first_opening_not_last": "threads::test_a_live_file_never_shows_half_an_append",
     "expected_offset_ignored": "append::test_expected_generation_and_schema_are_checked",
+    "unfinished_append_not_told": "processes::test_who_asks_for_the_end_is_told_of_what_the_dead_had_stored",
     "unfinished_append_left": "processes::test_an_append_that_was_killed_is_cleared_by_the_next_one",
     "space_not_reserved": "append::test_no_batch_lies_across_a_length_that_the_file_had",
     "roll_leaks_descriptor": "append::test_many_partitions_do_not_use_up_the_descriptors",
