@@ -195,14 +195,14 @@ def retention_takes_one_too_many() -> None:
     """Retention by size removes a segment more than is surplus."""
     from streamcore import retention
 
-    find = retention._end_of_surplus
+    find = retention.end_of_surplus
 
     def find_more(held: Any, retention_bytes: int | None) -> int:
         end = find(held, retention_bytes)
         later = [segment.end_offset for segment in held[:-1] if segment.end_offset > end]
         return end if retention_bytes is None or not later else later[0]
 
-    retention._end_of_surplus = find_more
+    retention.end_of_surplus = find_more
 
 
 def _begin() -> None:
