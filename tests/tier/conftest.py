@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import streamcore as sc
 from streamcore.tier.address import connect
 from streamcore.tier.objects import Objects
 
@@ -18,6 +19,19 @@ from .fault_proxy import FaultProxy
 from .servers import SERVERS, AbsentError, Place, Server
 
 BUCKET = "streamcore-tests"
+
+
+@pytest.fixture
+def tier_path(tmp_path: Path) -> Path:
+    """The folder that is the tier."""
+    return tmp_path / "tier"
+
+
+@pytest.fixture
+def store(store_path: Path, tier_path: Path) -> Iterator[sc.Store]:
+    """A store with a tier in a folder, whose background work is done by hand."""
+    with sc.open(store_path, maintenance=False, tier=f"file://{tier_path}") as opened:
+        yield opened
 
 
 def _running(name: str, factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -587,10 +587,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_table_is_made_anew_from_the_manifests_whatever_happened_to_it(
-    damage: str, store: sc.Store, store_path: Path, tier_path: Path
-) -> None:
+@contextlib.contextmanager
+def damaged(damage: str, store: sc.Store, tier_path: Path) -> Iterator[sc.Store]:
+    """The store anew, behind three rounds of offload and a damage to the table that came of them."""
     topic = make(store, partitions=2)
     for _ in range(3):
         fill(topic, 400)
@@ -598,7 +597,15 @@ def test_a_table_is_made_anew_from_the_manifests_whatever_happened_to_it(
     folder = tier_path / "topics" / topic.folder / tables.METADATA_FOLDER
     store.close()
     DAMAGES[damage](folder)
-    with sc.open(store_path, maintenance=False) as again:
+    with sc.open(store.path, maintenance=False) as again:
+        yield again
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_table_is_made_anew_from_the_manifests_whatever_happened_to_it(
+    damage: str, store: sc.Store, tier_path: Path
+) -> None:
+    with damaged(damage, store, tier_path) as again:
         topic = again.topic("clicks")
         fill(topic, 400)
         topic.offload()
@@ -611,17 +618,8 @@ def test_a_table_is_made_anew_from_the_manifests_whatever_happened_to_it(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_gc_makes_a_damaged_table_anew_although_nothing_changed(
-    damage: str, store: sc.Store, store_path: Path, tier_path: Path
-) -> None:
-    topic = make(store, partitions=2)
-    for _ in range(3):
-        fill(topic, 400)
-        topic.offload()
-    folder = tier_path / "topics" / topic.folder / tables.METADATA_FOLDER
-    store.close()
-    DAMAGES[damage](folder)
-    with sc.open(store_path, maintenance=False) as again:
+def test_gc_makes_a_damaged_table_anew_although_nothing_changed(damage: str, store: sc.Store, tier_path: Path) -> None:
+    with damaged(damage, store, tier_path) as again:
         topic = again.topic("clicks")
         assert again.tier is not None
         again.tier.verify()

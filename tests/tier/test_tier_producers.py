@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,6 @@ from streamcore.tier import keeping, manifest, offload, producers, restore
 from .senders import Sender, check_known
 
 EACH, DAY_MS = 10, 24 * 3600 * 1000
-
-
-@pytest.fixture
-def tier_path(tmp_path: Path) -> Path:
-    """The folder that is the tier."""
-    return tmp_path / "tier"
-
-
-@pytest.fixture
-def store(store_path: Path, tier_path: Path) -> Iterator[sc.Store]:
-    """A store with a tier in a folder, whose background work is done by hand."""
-    with sc.open(store_path, maintenance=False, tier=f"file://{tier_path}") as opened:
-        yield opened
 
 
 def send(topic: sc.Topic, sender: Sender, first: int, count: int, partition: int = 0) -> None:

@@ -9,7 +9,7 @@ import decimal
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,6 @@ from streamcore.tier.objects import Objects, Retries, Transient
 
 SEGMENT_BYTES = 64 << 10
 Open = Callable[..., sc.Store]
-
-
-@pytest.fixture
-def tier_path(tmp_path: Path) -> Path:
-    """The folder that is the tier."""
-    return tmp_path / "tier"
-
-
-@pytest.fixture
-def store(store_path: Path, tier_path: Path) -> Iterator[sc.Store]:
-    """A store with a tier in a folder, whose background work is done by hand."""
-    with sc.open(store_path, maintenance=False, tier=f"file://{tier_path}") as opened:
-        yield opened
 
 
 def fill(topic: sc.Topic, count: int = 2000, size: int = 100) -> None:
