@@ -51,6 +51,7 @@
     BUG(appended_behind_damage)          /* an append goes into the file that has the damage before it */              \
     BUG(half_append_kept)                /* of an append of several batches the first ones stay */                     \
     BUG(tail_not_cleared)                /* what was cut is not zeroed, and comes back */                              \
+    BUG(lost_start_kept)                 /* a deletion whose note was cut counts until the log is opened again */      \
     BUG(cut_not_synced)                  /* what was cut is zeroed, but that is not synced */                          \
     BUG(lost_segment_kept)               /* segments behind a cut are not removed */                                   \
     BUG(synced_segment_removed)          /* a segment whose schema was damaged is taken for an unfinished one */       \

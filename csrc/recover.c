@@ -33,12 +33,14 @@ typedef struct recovery {
     sc_tail *tail;
     sc_segment **segments; /* a snapshot, retained */
     int64_t count;
-    bool doubted;           /* a sync of it failed under this kernel */
-    bool same_boot;         /* the machine has not gone down since the log was last looked after */
-    int64_t durable_offset; /* everything below it had been synced, or is deleted */
-    int64_t start_offset;   /* as far as the log itself says */
-    bool removed;           /* files */
-    bool stale;             /* an object of the snapshot was of a file that had been replaced */
+    bool doubted;                        /* a sync of it failed under this kernel */
+    bool same_boot;                      /* the machine has not gone down since the log was last looked after */
+    int64_t noted_durable;               /* as a header says, also one that is cut: what it says was so */
+    int64_t durable_offset;              /* everything below it had been synced, or is deleted */
+    int64_t start_offset;                /* as far as the log itself says */
+    int64_t last_segment, last_position; /* where the last header is that says it; -1: there is none */
+    bool removed;                        /* files */
+    bool stale;                          /* an object of the snapshot was of a file that had been replaced */
     sc_error *error;
 } recovery;
 
@@ -175,17 +177,18 @@ static int remove_segment(recovery *self, int64_t number)
 
 /* ---- how far the log was durable ---------------------------------------------------------------------------- */
 
-static int last_header_of(recovery *self, int64_t number, sc_header *header, bool *found)
+/* The last header of a segment before a position. *found is its position; it stays when there is none. */
+static int last_header_of(recovery *self, int64_t number, int64_t before, sc_header *header, int64_t *found)
 {
     sc_segment *segment = self->segments[number];
     sc_mapping *mapping;
-    int code = map_segment(self, number, number == self->count - 1, &mapping, self->error);
-    if (code != SC_OK)
-        return code == SC_FORMAT ? SC_OK : code; /* whether it matters is seen when it is walked */
     int64_t end, offset, unused = 0;
-    code = file_size_of(self, segment, &end);
-    int64_t position = code == SC_OK ? sc_segment_seek(segment, mapping, INT64_MAX, end, &offset) : -1;
-    while (position >= 0) {
+    int code = map_whole(self, number, &mapping, &end);
+    if (code != SC_OK)
+        return code == SC_FORMAT || code == SC_CORRUPT ? SC_OK : code; /* whether it matters is seen in walking */
+    end = before < end ? before : end;
+    int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
+    while (position >= 0 && position < end) {
         sc_look look = sc_segment_look(mapping, position, end, false, &unused);
         if (look.state != SC_BATCH_GOOD) { /* what is behind damage tells the most */
             position = look.unreadable ? SC_NOT_READABLE : sc_segment_find_good(mapping, position, end, &look.header);
@@ -194,30 +197,41 @@ static int last_header_of(recovery *self, int64_t number, sc_header *header, boo
         if (look.header.record_count > 0)
             sc_segment_note(segment, look.header.base_offset, position);
         *header = look.header;
-        *found = true;
+        *found = position;
         position += look.header.total_size;
     }
     sc_mapping_release(mapping);
-    return code == SC_OK && position == SC_NOT_READABLE ? sc_segment_fail_unreadable(segment, -1, -1, self->error)
-                                                        : code;
+    return position == SC_NOT_READABLE ? sc_segment_fail_unreadable(segment, -1, -1, self->error) : SC_OK;
 }
 
-static int find_durable(recovery *self)
+/* The last header before a place: *position is -1 when there is none. */
+static int last_header_before(recovery *self, const place *end, sc_header *header, int64_t *segment, int64_t *position)
 {
-    bool found = false;
-    sc_header header;
-    self->durable_offset = self->segments[0]->base_offset;
-    for (int64_t i = self->count - 1; i >= 0 && !found; i--) {
-        int code = last_header_of(self, i, &header, &found);
-        if (code != SC_OK)
-            return code;
+    int code = SC_OK;
+    *position = -1;
+    for (*segment = end->segment; code == SC_OK; --*segment) {
+        code = last_header_of(self, *segment, *segment == end->segment ? end->position : INT64_MAX, header, position);
+        if (*position >= 0 || *segment == 0)
+            break;
     }
-    if (found && header.durable_offset > self->durable_offset)
-        self->durable_offset = header.durable_offset;
+    return code;
+}
+
+/* As the headers before a place say: where the log begins, and what of it is looked at no more. */
+static int find_durable(recovery *self, const place *end)
+{
+    sc_header header;
+    int code = last_header_before(self, end, &header, &self->last_segment, &self->last_position);
+    if (code != SC_OK)
+        return code;
+    bool found = self->last_position >= 0;
+    if (found && header.durable_offset > self->noted_durable)
+        self->noted_durable = header.durable_offset;
     self->start_offset = self->segments[0]->base_offset;
     if (found && header.start_offset > self->start_offset)
         self->start_offset = header.start_offset;
-    if (self->durable_offset < self->start_offset) /* what is deleted, wholly or in part, is looked at no more */
+    self->durable_offset = self->noted_durable;
+    if (self->durable_offset < self->start_offset) /* what is deleted, wholly or in part */
         self->durable_offset = self->start_offset;
     return SC_OK;
 }
@@ -313,7 +327,8 @@ static int was_durable(recovery *self, const place *at, const sc_mapping *mappin
 static int is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
                    const sc_header *later, int64_t end, bool *lost)
 {
-    bool durable = later->durable_offset > at->offset || self->durable_offset > at->offset;
+    bool deleted = later->base_offset <= self->start_offset; /* all that is missing */
+    bool durable = later->durable_offset > at->offset || self->noted_durable > at->offset || deleted;
     int code = SC_OK;
     if (!durable && !self->same_boot)
         code = was_durable(self, at, mapping, &durable);
@@ -427,37 +442,10 @@ static int walk_segment(recovery *self, place *at, sc_mapping *mapping, bool *cu
 static int find_stable(recovery *self, place *at)
 {
     sc_header header;
-    bool found = false;
-    for (int64_t number = at->segment; number >= 0 && !found; number--) {
-        sc_segment *segment = self->segments[number];
-        sc_mapping *mapping;
-        int64_t end, offset, nothing = 0;
-        int code = map_whole(self, number, &mapping, &end);
-        if (code == SC_FORMAT || code == SC_CORRUPT)
-            continue;
-        if (code != SC_OK)
-            return code;
-        end = number == at->segment && at->position < end ? at->position : end;
-        int64_t position = sc_segment_seek(segment, mapping, INT64_MAX, end, &offset);
-        while (position >= 0 && position < end) {
-            sc_look look = sc_segment_look(mapping, position, end, false, &nothing);
-            if (look.state == SC_BATCH_MARKER || look.state == SC_BATCH_NONE)
-                break;
-            if (look.state != SC_BATCH_GOOD) {
-                position =
-                    look.unreadable ? SC_NOT_READABLE : sc_segment_find_good(mapping, position, end, &look.header);
-                continue;
-            }
-            header = look.header;
-            found = true;
-            position += look.header.total_size;
-        }
-        sc_mapping_release(mapping);
-        if (position == SC_NOT_READABLE)
-            return sc_segment_fail_unreadable(segment, -1, -1, self->error);
-    }
-    at->stable_offset = found ? header.last_offset + 1 - header.unstable_count : at->offset;
-    return SC_OK;
+    int64_t segment, position;
+    int code = last_header_before(self, at, &header, &segment, &position);
+    at->stable_offset = position >= 0 ? header.last_offset + 1 - header.unstable_count : at->offset;
+    return code;
 }
 
 static int64_t segment_of(const recovery *self, int64_t offset)
@@ -668,11 +656,36 @@ static int settle(recovery *self, const place *at)
     return code;
 }
 
+/* Whether the header is cut that says where the log begins: a deletion was on its way, and is not. */
+static bool lost_its_start(const recovery *self, const place *end)
+{
+    return self->last_position >= 0 &&
+           (self->last_segment > end->segment ||
+            (self->last_segment == end->segment && self->last_position >= end->position)) &&
+           self->start_offset > self->segments[0]->base_offset;
+}
+
+/* Walks the log to its end; again when what it took for deleted is not. */
+static int find_end(recovery *self, place *at)
+{
+    int code;
+    *at = (place){.segment = self->count - 1, .position = INT64_MAX};
+    do {
+        code = find_durable(self, at);
+        if (code == SC_OK)
+            code = remove_lost_segments(self);
+        if (code == SC_OK && self->count > 0)
+            code = walk(self, at);
+    } while (code == SC_OK && self->count > 0 && lost_its_start(self, at) && !SC_CONTROL(lost_start_kept));
+    return code;
+}
+
 static int recover_listed(recovery *self)
 {
     int64_t emptied_at = 0;
     int code = SC_OK;
     bool unfinished = true;
+    place at = {0};
     while (code == SC_OK && self->count > 0 && unfinished) {
         emptied_at = self->segments[self->count - 1]->base_offset;
         code = is_unfinished(self, self->segments[self->count - 1], &unfinished);
@@ -681,9 +694,7 @@ static int recover_listed(recovery *self)
     }
     if (code == SC_OK && self->count > 0) {
         emptied_at = self->segments[0]->base_offset;
-        code = find_durable(self);
-        if (code == SC_OK)
-            code = remove_lost_segments(self);
+        code = find_end(self, &at);
     }
     if (code != SC_OK)
         return code;
@@ -695,10 +706,7 @@ static int recover_listed(recovery *self)
                                 .segment_base = -1};
         return sync_removals(self);
     }
-    place at = {0};
-    code = walk(self, &at);
-    if (code == SC_OK)
-        code = settle(self, &at);
+    code = settle(self, &at);
     return code == SC_OK ? sync_removals(self) : code;
 }
 

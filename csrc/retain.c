@@ -6,7 +6,7 @@
  *   3. segments that lie wholly below are unlinked, oldest first, and the folder is synced
  *
  * A crash between 2 and 3 leaves files that nobody looks at; the next deletion removes them. Recovery takes the start
- * from the last header of the log, or from the name of the first segment when that is higher.
+ * from the last header of the log that it keeps, or from the name of the first segment when that is higher.
  *
  * A log whose older records are elsewhere begins with a segment of a higher name. What was known there of producers is
  * its first batch, which the file has, durably, before it has that name.

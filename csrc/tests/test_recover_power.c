@@ -1,5 +1,6 @@
 /* What is found again after the machine went down: what was synced, a prefix of the rest, and nothing that was never
  * so. */
+#include <errno.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -230,6 +231,81 @@ static void test_a_torn_note_before_unsynced_records_cuts_the_log_there(void)
         topic_close(topic);
     }
     check_log(path, 40);
+    folder_remove(path);
+}
+
+static int64_t start_of(sc_topic *topic)
+{
+    sc_partition_info info;
+    sc_error error;
+    CHECK_OK(sc_partition_describe(topic, 0, false, &info, &error), error);
+    return info.start_offset;
+}
+
+static int fail_sync(int fd)
+{
+    (void)fd;
+    errno = EIO;
+    return -1;
+}
+
+/* Deletes up to `offset`, and loses the power before it is synced: the note is on the drive, a batch before it is not.
+ */
+static void lose_a_deletion(int synced, int64_t offset)
+{
+    folder_make(path);
+    sc_topic *topic = topic_open(path, true);
+    sc_removal removal;
+    sc_error error;
+    for (int64_t i = 0; i < 80; i += 10) {
+        append_records(topic, 0, i, 10);
+        if (i / 10 + 1 == synced)
+            CHECK_OK(sc_partition_flush(topic, 0, &error), error);
+    }
+    sc_os.sync = fail_sync;
+    sc_os.sync_data = fail_sync;
+    CHECK(sc_partition_delete_before(topic, 0, offset, &removal, &error) != SC_OK);
+    sc_os_reset();
+    topic_abandon(topic);
+    segment_file(file, path, 0, 0);
+    CHECK_EQ(found_batches(file, batches, 128), 8);
+    CHECK(found_end(file) > batches[7].position + batches[7].header.total_size);
+    pretend_power_loss(path);
+}
+
+/* Were it believed, the log would begin there for who opens it first, and where it did for who does so next. */
+static void test_a_deletion_whose_note_was_lost_with_the_power_was_not_made(void)
+{
+    for (int64_t offset = 15; offset < 80; offset += 20) {
+        lose_a_deletion(4, offset);
+        damage(7);
+        for (int opened = 0; opened < 4; opened++) { /* who reads only judges alike */
+            sc_topic *topic = topic_open(path, opened % 2 != 0);
+            CHECK_EQ(start_of(topic), 0);
+            CHECK_EQ(end_of(topic, 0), 70);
+            check_records(topic, 0, 0, 70);
+            topic_close(topic);
+        }
+        check_log(path, 70);
+        folder_remove(path);
+    }
+}
+
+/* What lies before such a note is looked at as if there had been none. */
+static void test_damage_before_a_lost_note_cuts_the_log_as_well(void)
+{
+    lose_a_deletion(2, 60);
+    damage(7);
+    damage(3);
+    check_log(path, 30);
+    folder_remove(path);
+    lose_a_deletion(2, 60); /* and what is deleted for good is not */
+    damage(3);
+    sc_topic *topic = topic_open(path, true);
+    CHECK_EQ(start_of(topic), 60);
+    CHECK_EQ(end_of(topic, 0), 80);
+    check_records(topic, 0, 60, 80);
+    topic_close(topic);
     folder_remove(path);
 }
 
@@ -508,6 +584,8 @@ int main(int argc, char **argv)
     RUN(test_a_synced_segment_that_lost_its_schema_stays);
     RUN(test_a_torn_note_before_unsynced_records_cuts_the_log_there);
     RUN(test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage);
+    RUN(test_a_deletion_whose_note_was_lost_with_the_power_was_not_made);
+    RUN(test_damage_before_a_lost_note_cuts_the_log_as_well);
     RUN(test_a_session_that_did_not_touch_a_partition_does_not_hide_the_power_loss);
     RUN(test_a_second_writer_knows_of_the_power_loss_too);
     RUN(test_once_repaired_the_log_is_of_this_boot);
