@@ -327,7 +327,7 @@ static int was_durable(recovery *self, const place *at, const sc_mapping *mappin
 static int is_lost(recovery *self, const place *at, const sc_mapping *mapping, const sc_look *look,
                    const sc_header *later, int64_t end, bool *lost)
 {
-    bool deleted = later->base_offset <= self->start_offset; /* all that is missing */
+    bool deleted = at->offset < self->start_offset && later->base_offset <= self->start_offset; /* all of it */
     bool durable = later->durable_offset > at->offset || self->noted_durable > at->offset || deleted;
     int code = SC_OK;
     if (!durable && !self->same_boot)

@@ -210,28 +210,35 @@ static void test_a_torn_note_behind_the_records_of_a_sealed_segment_is_no_damage
 /* It takes no offset: the record behind it has the same one, and may be what is known of the place. */
 static void test_a_torn_note_before_unsynced_records_cuts_the_log_there(void)
 {
-    folder_make(path);
-    sc_topic *topic = topic_open(path, true);
-    sc_error error;
-    int64_t base;
-    append_records(topic, 0, 0, 40);
-    CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
-    topic_close(topic);
-    topic = topic_open(path, true);
-    append_records(topic, 0, 40, 10);
-    topic_abandon(topic);
-    segment_file(file, path, 0, 40);
-    CHECK(found_end(file) > SCHEMA_SIZE + 1024); /* the note, and the records */
-    file_zero(file, SCHEMA_SIZE, 64);
-    pretend_power_loss(path);
-    for (int writable = 0; writable < 2; writable++) {
-        topic = topic_open(path, writable != 0);
-        CHECK_EQ(end_of(topic, 0), 40);
-        check_records(topic, 0, 0, 40);
+    for (int deleted = 0; deleted < 2; deleted++) { /* as well where nothing is left before it */
+        folder_make(path);
+        sc_topic *topic = topic_open(path, true);
+        sc_error error;
+        sc_removal removal;
+        int64_t base, start = deleted ? 40 : 0;
+        append_records(topic, 0, 0, 40);
+        if (deleted)
+            CHECK_OK(sc_partition_delete_before(topic, 0, 40, &removal, &error), error);
+        else
+            CHECK_OK(sc_partition_roll(topic, 0, &base, &error), error);
         topic_close(topic);
+        topic = topic_open(path, true);
+        append_records(topic, 0, 40, 10);
+        topic_abandon(topic);
+        segment_file(file, path, 0, 40);
+        CHECK(found_end(file) > SCHEMA_SIZE + 1024); /* the note, and the records */
+        file_zero(file, SCHEMA_SIZE, 64);
+        pretend_power_loss(path);
+        for (int writable = 0; writable < 2; writable++) {
+            topic = topic_open(path, writable != 0);
+            CHECK_EQ(end_of(topic, 0), 40);
+            check_records(topic, 0, start, 40);
+            topic_close(topic);
+        }
+        if (!deleted)
+            check_log(path, 40);
+        folder_remove(path);
     }
-    check_log(path, 40);
-    folder_remove(path);
 }
 
 static int64_t start_of(sc_topic *topic)
