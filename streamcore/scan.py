@@ -30,6 +30,7 @@ Describe = Callable[[int], tuple[int, int, int, int, int, int]]
 
 _LOW = -(1 << 63)
 _HIGH = (1 << 63) - 1
+_DECODED_ROWS = 1024  # at once: objects take many times the room of what they are made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -566,10 +567,12 @@ def _column_of(batch: pa.RecordBatch, number: int, path: list[int], partition: i
 
 
 def _decode(batch: pa.RecordBatch, partition: int, topic: str) -> Iterator[_core.Record]:
-    """Records of a batch that is typed, compressed or has headers."""
-    offsets, times, keys, values, headers = (batch.column(i) for i in range(len(schema.RECORD_COLUMNS)))
-    stamps = times.view(pa.int64()).to_pylist()
-    rows = zip(offsets.to_pylist(), stamps, keys.to_pylist(), values.to_pylist(), headers.to_pylist(), strict=True)
-    for offset, timestamp, key, value, pairs in rows:
-        named = () if not pairs else tuple((pair["key"], pair["value"]) for pair in pairs)
-        yield _core.Record(partition, offset, timestamp, key, value, named, topic)
+    """Records of a batch that is typed, compressed, has headers or comes from the tier."""
+    for first in range(0, batch.num_rows, _DECODED_ROWS):
+        piece = batch.slice(first, _DECODED_ROWS)
+        offsets, times, keys, values, headers = (piece.column(i) for i in range(len(schema.RECORD_COLUMNS)))
+        stamps = times.view(pa.int64()).to_pylist()
+        rows = zip(offsets.to_pylist(), stamps, keys.to_pylist(), values.to_pylist(), headers.to_pylist(), strict=True)
+        for offset, timestamp, key, value, pairs in rows:
+            named = () if not pairs else tuple((pair["key"], pair["value"]) for pair in pairs)
+            yield _core.Record(partition, offset, timestamp, key, value, named, topic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import functools
 import itertools
 import threading
@@ -77,6 +78,16 @@ class RowGroups:
                 self._footers.popitem(last=False)
         return made
 
+    def begin_footer(self, entry: Entry, path: str) -> Future[Footer]:
+        """Has the footer of an object fetched. Its result may raise TierError, CorruptionError."""
+        with self._lock:
+            found = self._footers.get(entry.name)
+            if found is None:
+                return self._workers().submit(self.footer, entry, path)
+        known: Future[Footer] = Future()
+        known.set_result(found)
+        return known
+
     def begin(self, piece: Piece) -> Future[pa.Table]:
         """Has a row group fetched, or what was fetched before. Its result may raise TierError, CorruptionError."""
         with self._lock:
@@ -84,9 +95,7 @@ class RowGroups:
             if found is not None and not (found.done() and (found.cancelled() or found.exception() is not None)):
                 self._held.move_to_end(piece.key)
                 return found
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(AT_ONCE, "streamcore-tier")
-            future = self._pool.submit(self._read, piece)
+            future = self._workers().submit(self._read, piece)
             self._held[piece.key] = future
             self._drop_old()
         return future
@@ -98,6 +107,11 @@ class RowGroups:
             self._held.clear()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(AT_ONCE, "streamcore-tier")
+        return self._pool
 
     def _drop_old(self) -> None:
         size = 0
@@ -144,19 +158,37 @@ def _name_of(piece: Piece) -> str:
 
 
 def ahead(
-    pieces: Iterable[Piece], begin: Callable[[Piece], Future[pa.Table]], depth: int = AT_ONCE
+    pieces: Iterable[Piece | Future[Footer]], begin: Callable[[Piece], Future[pa.Table]], depth: int = AT_ONCE
 ) -> Iterator[tuple[Piece, pa.Table]]:
-    """Pieces in their order, of which `depth` are fetched at once."""
+    """Pieces in their order, of which `depth` are fetched at once.
+
+    pieces: with what must be known before the next one can be named; it is waited for when there is nothing else to
+    do. What was begun comes before an error of that.
+    """
     running: collections.deque[tuple[Piece, Future[pa.Table]]] = collections.deque()
     waiting = iter(pieces)
-    for piece in waiting:
-        running.append((piece, begin(piece)))
-        if len(running) == depth:
+    failure: Exception | None = None
+
+    def fill(*, wait: bool) -> None:
+        nonlocal failure
+        try:
+            while len(running) < depth and (planned := next(waiting, None)) is not None:
+                if isinstance(planned, Piece):
+                    running.append((planned, begin(planned)))
+                elif running or not wait:
+                    return
+                else:
+                    concurrent.futures.wait([planned])
+        except Exception as error:
+            failure = error
+
+    while True:
+        fill(wait=True)
+        if not running:
             break
-    while running:
         piece, future = running.popleft()
         table = future.result()
-        following = next(waiting, None)
-        if following is not None:
-            running.append((following, begin(following)))
+        fill(wait=False)
         yield piece, table
+    if failure is not None:
+        raise failure

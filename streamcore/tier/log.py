@@ -21,7 +21,7 @@ from streamcore.tier import documents, kept
 from streamcore.tier.groups import Piece, RowGroups, ahead
 from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import ObjectMissingError, Objects
-from streamcore.tier.parquet import RowGroup, restored, times_ms
+from streamcore.tier.parquet import Footer, RowGroup, restored, times_ms
 
 if TYPE_CHECKING:
     from streamcore.catalog import Catalog
@@ -177,21 +177,26 @@ class TierLog:
 
     def batches(self, wanted: Leg, projection: Projection) -> Iterator[pa.RecordBatch]:
         """The records, in order. Raises OffsetOutOfRangeError for what was deleted, TierError, CorruptionError."""
-        position = wanted.start
-        missing: Entry | None = None
+        position, missing = wanted.start, ""
         while position < wanted.end:
-            entry = self._entry_at(wanted.partition, position)
-            end = min(entry.end_offset, wanted.end)
             try:
-                for batch, behind in self._of_entry(entry, wanted.part(position, end), projection):
+                for batch, behind in self._read(wanted.part(position, wanted.end), projection):
                     yield batch
                     position = behind
-                position = end
+                position = wanted.end
             except ObjectMissingError as error:  # deleted by retention just now, or by somebody else
-                if entry == missing:
-                    raise TierError(f"offsets {position} to {end} are lost: {error.message}", error.url) from None
-                missing = entry
+                if error.url == missing:
+                    raise self._lost(wanted, error) from None
+                missing = error.url
                 self.fresh(wanted.partition)
+
+    def _lost(self, wanted: Leg, error: ObjectMissingError) -> TierError:
+        known = self.copy(wanted.partition)
+        for entry in () if known is None else known.manifest.entries:
+            if entry.name and error.url.endswith(f"/{entry.name}"):
+                start, end = max(entry.base_offset, wanted.start), min(entry.end_offset, wanted.end)
+                return TierError(f"offsets {start} to {end} are lost: {error.message}", error.url)
+        return error
 
     def count(self, wanted: Leg) -> int:
         """How many records there are, without reading them where nothing but offsets bounds them."""
@@ -218,18 +223,32 @@ class TierLog:
 
     def begin(self, wanted: Leg, projection: Projection) -> list[Future[pa.Table]]:
         """Has the row groups of what is wanted fetched into memory, and returns what comes of each."""
-        return [self._groups.begin(piece) for piece in self._all_pieces(wanted, projection)]
+        return [self._groups.begin(piece) for piece in self._all_pieces(wanted, projection) if isinstance(piece, Piece)]
 
     def prefetch(self, wanted: Leg, projection: Projection) -> int:
         """Fetches all row groups of what is wanted into the cache; how many."""
         return sum(1 for _ in ahead(self._all_pieces(wanted, projection), self._groups.begin))
 
-    def _all_pieces(self, wanted: Leg, projection: Projection) -> Iterator[Piece]:
+    def _all_pieces(self, wanted: Leg, projection: Projection) -> Iterator[Piece | Future[Footer]]:
+        """In their order. The footer of an object is fetched while the one before it is read, and is what comes, again
+        and again, until it is there."""
         position = wanted.start
+        footer: Future[Footer] | None = None
         while position < wanted.end:
             entry = self._entry_at(wanted.partition, position)
-            yield from (p for p, _ in self._pieces(entry, wanted, _columns(projection, entry.schema_version, wanted)))
-            position = entry.end_offset
+            while footer is not None and not footer.done():
+                yield footer
+            pieces = self._pieces(entry, wanted, _columns(projection, entry.schema_version, wanted))
+            footer, position = None, entry.end_offset
+            for number, (piece, _) in enumerate(pieces):
+                yield piece
+                if number == 0 and position < wanted.end:
+                    footer = self._begin_footer(self._entry_at(wanted.partition, position), wanted)
+
+    def _begin_footer(self, entry: Entry, wanted: Leg) -> Future[Footer] | None:
+        if not _may_have(entry, wanted):
+            return None
+        return self._groups.begin_footer(entry, self.path_of(wanted.partition, entry.name))
 
     def _entry_at(self, partition: int, position: int) -> Entry:
         known = self.copy(partition)
@@ -244,26 +263,28 @@ class TierLog:
         return manifest.entries[number]
 
     def _pieces(self, entry: Entry, wanted: Leg, columns: tuple[str, ...]) -> list[tuple[Piece, RowGroup]]:
-        if not entry.name or entry.max_timestamp_ms < wanted.low or entry.min_timestamp_ms > wanted.high:
+        if not _may_have(entry, wanted):
             return []
         path = self.path_of(wanted.partition, entry.name)
         groups = self._groups.footer(entry, path).groups_between(wanted.start, wanted.end, wanted.low, wanted.high)
         return [(Piece(entry, path, group.number, columns), group) for group in groups]
 
-    def _of_entry(self, entry: Entry, wanted: Leg, projection: Projection) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def _read(self, wanted: Leg, projection: Projection) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Batches, and the offset behind each."""
-        version = entry.schema_version
-        pieces = self._pieces(entry, wanted, _columns(projection, version, wanted))
-        groups = {piece.number: group for piece, group in pieces}
-        for piece, table in ahead([piece for piece, _ in pieces], self._groups.begin):
-            group = groups[piece.number]
+        for piece, table in ahead(self._all_pieces(wanted, projection), self._groups.begin):
+            version = piece.entry.schema_version
             batch = _projected(table, projection, version, wanted.partition)
             kept_rows = _rows(table, wanted)
-            behind = min(group.last_offset + 1, wanted.end)
+            behind = min(table.column("offset")[-1].as_py() + 1, wanted.end)
             if kept_rows is not None:
                 batch = batch.slice(*kept_rows) if isinstance(kept_rows, tuple) else batch.filter(kept_rows)
             if batch.num_rows:
                 yield projection.widen(batch, projection.native(version)[1]), behind
+
+
+def _may_have(entry: Entry, wanted: Leg) -> bool:
+    """Whether records of an object may be wanted, as far as their times say."""
+    return bool(entry.name) and entry.max_timestamp_ms >= wanted.low and entry.min_timestamp_ms <= wanted.high
 
 
 def _columns(projection: Projection, version: int, wanted: Leg) -> tuple[str, ...]:

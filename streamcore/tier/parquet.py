@@ -302,10 +302,11 @@ class _Pieces(io.RawIOBase):
 
 def restored(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """An array as it was before Parquet, which knows no seconds."""
-    whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    if isinstance(whole, pa.ChunkedArray):
-        whole = whole.chunk(0) if whole.num_chunks == 1 else pa.concat_arrays(whole.chunks)
-    return whole if whole.type == kind else whole.cast(kind)
+    if isinstance(array, pa.ChunkedArray):  # a row group is one chunk, unless its bytes are more than 2 GiB
+        array = array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks)
+    if pa.types.is_null(kind):  # pyarrow gives a field of a struct a bitmap, which these must not have
+        return pa.nulls(len(array))
+    return array if array.type == kind else array.cast(kind)
 
 
 def times_ms(table: pa.Table | pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -1,0 +1,94 @@
+"""Objects are read ahead, and what comes first is given first: whatever is the matter with those behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streamcore as sc
+from streamcore.segments import Segment
+
+from .test_tiered_topic import SEGMENT_BYTES, fill, move, objects_of, parquet_files
+
+COUNT = 4000
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def topic(store: sc.Store) -> sc.Topic:
+    """Some objects with a row group each, and nothing of them here."""
+    made = store.create_topic("clicks", tier=True, segment_bytes=SEGMENT_BYTES)
+    fill(made, COUNT)
+    move(made)
+    assert len(objects_in(made)) > 4
+    return made
+
+
+def objects_in(topic: sc.Topic) -> list[Segment]:
+    """What the tier has of partition 0."""
+    assert topic.cold is not None
+    return topic.cold.extents(0, topic.bounds([0])[0][2])
+
+
+def watch(topic: sc.Topic, monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None]) -> None:
+    """before(N): called before a request for a part of object N."""
+    objects = objects_of(topic.store)
+    names = [Path(segment.path).name for segment in objects_in(topic)]
+    get_ranges = objects.get_ranges
+
+    def watched(path: str, ranges: Any) -> Any:
+        before(names.index(Path(path).name))
+        return get_ranges(path, ranges)
+
+    monkeypatch.setattr(objects, "get_ranges", watched)
+
+
+def test_the_next_objects_records_are_fetched_while_those_of_one_are_used(
+    topic: sc.Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [0] * 20
+    third = threading.Event()
+
+    def count(number: int) -> None:
+        asked[number] += 1
+        if asked[2] == 2:  # its footer, and its records
+            third.set()
+
+    watch(topic, monkeypatch, count)
+    batches = topic.scan().batches()
+    next(batches)
+    next(batches)
+    assert third.wait(WAIT_S)  # nobody asked for it
+    assert sum(asked[4:]) == 0
+    assert sum(batch.num_rows for batch in batches) < COUNT
+
+
+def test_records_do_not_wait_for_an_object_behind_them(topic: sc.Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def hold(number: int) -> None:
+        if number == 1:
+            assert release.wait(WAIT_S)
+
+    watch(topic, monkeypatch, hold)
+    batches = topic.scan().batches()
+    first = next(batches)
+    assert not release.is_set()
+    release.set()
+    assert first.num_rows + sum(batch.num_rows for batch in batches) == COUNT
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2, 3])
+def test_all_records_before_an_object_that_is_gone_come_before_the_error(
+    topic: sc.Topic, tier_path: Path, missing: int
+) -> None:
+    segment = objects_in(topic)[missing]
+    parquet_files(tier_path)[missing].unlink()
+    found: list[int] = []
+    with pytest.raises(sc.TierError, match=f"offsets {segment.base_offset} to {segment.end_offset} are lost"):
+        found.extend(record.offset for record in topic.scan())
+    assert found == list(range(segment.base_offset))
