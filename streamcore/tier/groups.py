@@ -18,7 +18,7 @@ from streamcore.errors import CorruptionError
 from streamcore.tier.cache import Cache
 from streamcore.tier.manifest import Entry
 from streamcore.tier.objects import Objects
-from streamcore.tier.parquet import Footer
+from streamcore.tier.parquet import POOL, Footer
 
 _Made = TypeVar("_Made")
 AT_ONCE = 2
@@ -129,7 +129,7 @@ class RowGroups:
         try:
             return self._made(piece.entry, piece.path, _name_of(piece), ranges, read)
         finally:  # of this thread: what decoding took and gave back stays with it otherwise, some 50 MB
-            if next(self._reads) % _RELEASED_EVERY == 0:
+            if POOL is None and next(self._reads) % _RELEASED_EVERY == 0:
                 pa.default_memory_pool().release_unused()
 
     def _made(

@@ -32,6 +32,12 @@ FORMAT = "1"
 TAIL_BYTES = 8  # the size of the footer and the magic
 _DELTA_ENCODED = ("offset", "timestamp")
 _PARTITION = pa.field("partition", pa.int32(), nullable=False)
+# What is decoded is taken and given back in large pieces by several threads. This one keeps little of it, and does not
+# take it anew from the kernel each time; None: this pyarrow does not have it.
+POOL = pa.jemalloc_memory_pool() if "jemalloc" in pa.supported_memory_backends() else None
+_OPENED_WITH = {"pre_buffer": False, "page_checksum_verification": True}
+if "arrow_extensions_enabled" in inspect.signature(pq.ParquetReader.open).parameters:
+    _OPENED_WITH["arrow_extensions_enabled"] = True
 
 
 class Written(NamedTuple):
@@ -241,9 +247,7 @@ class Footer:
         """The bytes [start, end) of some columns of a row group, each column's in one piece."""
         found = []
         metadata = self.metadata.row_group(group)
-        for number, name in enumerate(self._names):
-            if not any(name == column or name.startswith(column + ".") for column in columns):
-                continue
+        for number in self._leaves(columns):
             chunk = metadata.column(number)
             start = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
@@ -251,13 +255,19 @@ class Footer:
             found.append((start, start + chunk.total_compressed_size))
         return found
 
+    def _leaves(self, columns: Sequence[str]) -> list[int]:
+        return [
+            number
+            for number, name in enumerate(self._names)
+            if any(name == column or name.startswith(column + ".") for column in columns)
+        ]
+
     def read(self, group: int, columns: Sequence[str], pieces: Mapping[int, Buffer]) -> pa.Table:
         """Columns of a row group, from what `ranges` named, by where each begins. Raises CorruptionError."""
         try:
-            file = pq.ParquetFile(
-                _Pieces(pieces), metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
-            )
-            return file.read_row_group(group, columns=list(columns), use_threads=False)
+            reader = pq.ParquetReader(POOL)
+            reader.open(_Pieces(pieces), metadata=self.metadata, **_OPENED_WITH)
+            return reader.read_row_group(group, column_indices=self._leaves(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise CorruptionError(
                 f"row group {group} cannot be read: {error}", self._url, self.groups[group].first_offset
