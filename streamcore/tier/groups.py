@@ -21,7 +21,8 @@ from streamcore.tier.objects import Objects
 from streamcore.tier.parquet import POOL, Footer
 
 _Made = TypeVar("_Made")
-AT_ONCE = 2
+AT_ONCE = 2  # are fetched and decoded
+_BEGUN = 3  # so that there is one to do while the others are waited for
 _FOOTERS_MAX = 256
 _MEMORY_BYTES = 16 << 20  # of row groups that were read and may be read again
 _GUESSED_BYTES = 8 << 20  # of one that is not there yet
@@ -158,7 +159,7 @@ def _name_of(piece: Piece) -> str:
 
 
 def ahead(
-    pieces: Iterable[Piece | Future[Footer]], begin: Callable[[Piece], Future[pa.Table]], depth: int = AT_ONCE
+    pieces: Iterable[Piece | Future[Footer]], begin: Callable[[Piece], Future[pa.Table]], depth: int = _BEGUN
 ) -> Iterator[tuple[Piece, pa.Table]]:
     """Pieces in their order, of which `depth` are fetched at once.
 
