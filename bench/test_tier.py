@@ -6,8 +6,10 @@ Against versitygw, a real S3 server on this machine; without ../shared against a
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -24,11 +26,13 @@ from bench.contest import Contest, Stopwatch
 from bench.sizes import Sizes
 from bench.tier_probe import WORK, move
 from streamcore.tier.address import connect
+from tests.tier.fault_proxy import FaultProxy
 
 VERSITYGW = rows.SHARED / "peers" / "s3" / "versitygw.sh"
 BUCKET = "streamcore-bench"
 ROUNDS = 5
 SEGMENT_BYTES = 16 << 20
+TRIP_S = 0.02
 _PORT = 17973
 
 
@@ -60,7 +64,7 @@ def filled(path: Path, place: tuple[str, dict[str, Any]], records: int, name: st
         values = rows.log_lines()
         table = rows.typed_table(min(records, 38_000)) if typed else None
         for first in range(0, records, 1000):
-            times = [1_431_000_000_000 + 837 * n + n * n % 701 for n in range(first, first + 1000)]
+            times = [time_of(n) for n in range(first, first + 1000)]
             if table is not None:
                 topic.append_table(table.slice(first % 37_000, 1000))
             else:
@@ -69,6 +73,10 @@ def filled(path: Path, place: tuple[str, dict[str, Any]], records: int, name: st
         topic.roll()
         topic.consolidate()
         yield topic
+
+
+def time_of(number: int) -> int:
+    return 1_431_000_000_000 + 837 * number + number * number % 701
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["web log", "earthquakes"])
@@ -168,6 +176,53 @@ def test_memory_of_the_tier(contest: Callable[..., Contest], folder: Path, size:
 
     question.once(measure)
     question.note("Anonymous memory of a process of its own that does one thing, Python and pyarrow included.")
+
+
+def first_of_scan(topic: sc.Topic, offset: int) -> sc.Record:
+    return next(iter(topic.scan(0, offset)))
+
+
+def first_at_time(topic: sc.Topic, offset: int) -> sc.Record:
+    return next(iter(topic.scan(0, datetime.datetime.fromtimestamp(time_of(offset) / 1000, datetime.UTC))))
+
+
+def first_of_consumer(topic: sc.Topic, offset: int) -> sc.Record:
+    with topic.store.consumer(topic.name) as consumer:
+        consumer.seek(topic.name, 0, offset)
+        return consumer.poll(10_000, 1)[0]
+
+
+def test_first_record(contest: Callable[..., Contest], folder: Path, place: Any) -> None:
+    url, options = place
+    if "endpoint" not in options:
+        pytest.skip("needs a server to be away from")
+    question = contest("tier: first record", unit="")
+
+    def measure() -> None:
+        with FaultProxy(options["endpoint"]) as proxy:
+            there = {**options, "endpoint": proxy.endpoint}
+            with filled(folder / "first", (url, there), 200_000, "first", typed=False) as topic:
+                topic.offload()
+                move(topic)
+            for what, first in {
+                "a scan from an offset": first_of_scan,
+                "a scan from a time": first_at_time,
+                "a consumer behind a seek": first_of_consumer,
+            }.items():
+                seconds: dict[float, list[float]] = {0.0: [], TRIP_S: []}
+                for number in range(20):
+                    proxy.latency_s = TRIP_S * (number % 2)
+                    with sc.open(folder / "first", "r", tier_options=there) as store:
+                        topic = store.topic("rows")
+                        begins = time.perf_counter()
+                        first(topic, 7_777 + number * 9_000)
+                        seconds[proxy.latency_s].append(time.perf_counter() - begins)
+                near, far = (statistics.median(some) for some in seconds.values())
+                question.at_most(f"{what}: ≤ 3 round trips", (far - near) / TRIP_S, 3, "round trips")
+                question.fact(f"{what}, 20 ms a trip", far * 1000, "ms")
+
+    question.once(measure)
+    question.note("By a store just opened. Round trips: what 20 ms more for each request add to the time, over 20 ms.")
 
 
 def test_appends_while_offloading(contest: Callable[..., Contest], folder: Path, size: Sizes, place: Any) -> None:
