@@ -111,12 +111,10 @@ CAUGHT_BY = {
     ),
     "snapshot_of_cut_log_believed": "producer_state::test_a_snapshot_of_a_log_that_was_cut_is_not_believed",
     "rewritten_producers_ignored": "producer_state::test_the_state_at_the_end_of_a_rewritten_segment_is_taken_over",
-    "head_not_synced": "producer_state::test_what_a_log_begins_with_is_durable_before_the_log_is_there",
-    "head_not_read": "producer_state::test_a_log_that_begins_elsewhere_knows_its_producers_after_any_end",
-    "head_dropped_by_new_schema": (
-        "producer_state::test_a_new_schema_before_the_first_record_keeps_what_a_log_begins_with"
-    ),
-    "producers_beyond_offset": "producer_state::test_producers_as_of_an_offset_are_those_of_the_records_below_it",
+    "head_not_synced": "begin::test_what_a_log_begins_with_is_durable_before_the_log_is_there",
+    "head_not_read": "begin::test_a_log_that_begins_elsewhere_knows_its_producers_after_any_end",
+    "head_dropped_by_new_schema": ("begin::test_a_new_schema_before_the_first_record_keeps_what_a_log_begins_with"),
+    "producers_beyond_offset": "begin::test_producers_as_of_an_offset_are_those_of_the_records_below_it",
     "producers_checksum_ignored": "producer_state::test_what_is_encoded_comes_back_and_damage_is_refused",
     "open_transaction_expires": (
         "producer_state::test_idle_producers_are_forgotten_and_those_with_open_transactions_are_not"
