@@ -2,7 +2,7 @@
 
 Columns are those of a scan: partition, offset, timestamp, key, value (of a typed topic a struct) and headers. A row
 group holds whole batches, some 8 MiB of them, so that one range of the file has all that a reader of one place needs.
-Offsets and times are delta encoded, which makes a read of times alone small; pages carry checksums, and the page index
+Offsets and times are delta encoded, which makes a read of them small; pages carry checksums, and the page index
 and statistics tell any engine which of them it needs (Parquet format 2.10).
 """
 
@@ -30,7 +30,7 @@ ROW_GROUP_ROWS = 1 << 20
 COMPRESSION_LEVEL = 3
 FORMAT = "1"
 TAIL_BYTES = 8  # the size of the footer and the magic
-_DELTA_ENCODED = ("offset", "timestamp")
+_TIMES = ("TIMESTAMP", "DATE", "TIME")  # Parquet's names
 _PARTITION = pa.field("partition", pa.int32(), nullable=False)
 # What is decoded is taken and given back in large pieces by several threads. This one keeps little of it, and does not
 # take it anew from the kernel each time; None: this pyarrow does not have it.
@@ -120,12 +120,12 @@ def file_schema(versions: Mapping[int, schemas.SchemaVersion], number: int) -> p
 
 
 def _writing(schema: pa.Schema, key_filter: bool, microseconds: bool) -> dict[str, Any]:
-    leaves = _leaves(schema)
+    leaves, ordered = _leaves(schema)
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": COMPRESSION_LEVEL,
-        "use_dictionary": [leaf for leaf in leaves if leaf not in _DELTA_ENCODED],
-        "column_encoding": dict.fromkeys(_DELTA_ENCODED, "DELTA_BINARY_PACKED"),
+        "use_dictionary": [leaf for leaf in leaves if leaf not in ordered],
+        "column_encoding": dict.fromkeys(ordered, "DELTA_BINARY_PACKED"),
         "write_page_index": True,
         "write_page_checksum": True,
         "store_schema": True,
@@ -144,12 +144,14 @@ def check_key_filter() -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _leaves(schema: pa.Schema) -> tuple[str, ...]:
-    """The paths of the columns that Parquet makes of a schema."""
+def _leaves(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """The paths of the columns that Parquet makes of a schema; those of offsets and times, which mostly rise."""
     sink = io.BytesIO()
     pq.write_table(schema.empty_table(), sink)
     found = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
-    return tuple(found.column(number).path for number in range(len(found)))
+    columns = [found.column(number) for number in range(len(found))]
+    times = [column.path for column in columns if column.logical_type.type in _TIMES]
+    return [column.path for column in columns], ["offset", *times]
 
 
 def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
