@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
+import contextlib
 import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -179,7 +179,8 @@ def ahead(
                 elif running or not wait:
                     return
                 else:
-                    concurrent.futures.wait([planned])
+                    with contextlib.suppress(CancelledError):
+                        planned.exception()
         except Exception as error:
             failure = error
 

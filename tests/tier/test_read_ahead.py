@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 import streamcore as sc
 from streamcore.segments import Segment
+from streamcore.tier.groups import Piece, ahead
+from streamcore.tier.parquet import Footer
 
 from .test_tiered_topic import SEGMENT_BYTES, fill, move, objects_of, parquet_files
 
@@ -80,6 +83,32 @@ def test_records_do_not_wait_for_an_object_behind_them(topic: sc.Topic, monkeypa
     assert not release.is_set()
     release.set()
     assert first.num_rows + sum(batch.num_rows for batch in batches) == COUNT
+
+
+def test_who_waits_for_a_footer_goes_on_when_closing_cancels_it() -> None:
+    footer: Future[Footer] = Future()
+    asked = threading.Event()
+
+    def pieces() -> Iterator[Piece | Future[Footer]]:
+        while not footer.done():
+            asked.set()
+            yield footer
+        raise sc.TierError("closed", "")
+
+    ended: list[str] = []
+
+    def read() -> None:
+        try:
+            list(ahead(pieces(), lambda piece: Future()))
+        except sc.TierError as error:
+            ended.append(error.message)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert asked.wait(WAIT_S)
+    assert footer.cancel()  # as a pool does that is shut down, with what has not begun
+    reader.join(WAIT_S)
+    assert ended == ["closed"]
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
