@@ -480,7 +480,7 @@ class Catalog:
                 yield self._connection
                 return
             if self._writable:
-                raise sqlite3.ProgrammingError("the catalog is closed")
+                raise StreamcoreError("the store is closed")
             with _opening, contextlib.closing(self._open_read_only()) as connection:
                 yield connection
 

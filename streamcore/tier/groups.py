@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 import xxhash
 
-from streamcore.errors import CorruptionError
+from streamcore.errors import CorruptionError, StreamcoreError
 from streamcore.tier.cache import Cache
 from streamcore.tier.manifest import Entry
 from streamcore.tier.objects import Objects
@@ -189,7 +189,10 @@ def ahead(
         if not running:
             break
         piece, future = running.popleft()
-        table = future.result()
+        try:
+            table = future.result()
+        except CancelledError:
+            raise StreamcoreError("the store was closed, or given another tier, while this was read") from None
         fill(wait=False)
         yield piece, table
     if failure is not None:

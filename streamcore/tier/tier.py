@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamcore.errors import TierError
+from streamcore.errors import StreamcoreError, TierError
 from streamcore.tier import address, backup, checks, documents, kept, tables
 from streamcore.tier.cache import Cache
 from streamcore.tier.checks import Collected, Progress
@@ -55,6 +55,7 @@ class Tier:
         self._lock = threading.Lock()
         self._objects: Objects | None = None
         self._groups: RowGroups | None = None
+        self._ended = False
         self._iceberg_files: TierIO | None = None
         self._logs: dict[str, TierLog] = {}
         self._with_objects: frozenset[str] | None = None
@@ -156,6 +157,8 @@ class Tier:
         """The objects, connected at first use."""
         with self._lock:
             if self._objects is None:
+                if self._ended and self._store.closed:
+                    raise StreamcoreError("the store is closed")
                 self._objects = address.connect(self.url, self._options)
             return self._objects
 
@@ -240,6 +243,7 @@ class Tier:
     def close(self) -> None:
         """Ends what is fetched; called by the store."""
         with self._lock:
+            self._ended = True
             objects, groups = self._objects, self._groups
             self._objects = self._groups = self._iceberg_files = None
         if objects is not None:

@@ -111,6 +111,47 @@ def test_who_waits_for_a_footer_goes_on_when_closing_cancels_it() -> None:
     assert ended == ["closed"]
 
 
+def test_a_scan_of_the_tier_says_that_its_store_is_closed(store: sc.Store, topic: sc.Topic) -> None:
+    batches = topic.scan().batches()
+    next(batches)
+    store.close()
+    with pytest.raises(sc.StreamcoreError, match="the store (is|was) closed"):
+        list(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("streamcore-tier")]
+
+
+def test_closing_the_store_ends_a_read_that_has_not_begun(
+    store: sc.Store, topic: sc.Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, release = threading.Semaphore(0), threading.Event()
+
+    def hold(number: int) -> None:
+        inside.release()
+        assert release.wait(WAIT_S)
+
+    watch(topic, monkeypatch, hold)
+    said: list[str] = []
+
+    def read(start: int) -> None:
+        try:
+            list(topic.scan(0, start).batches())
+        except Exception as error:
+            said.append(repr(error))
+
+    readers = [threading.Thread(target=read, args=(start,)) for start in range(0, COUNT, COUNT // 4)]
+    for reader in readers:
+        reader.start()
+    for _ in readers:
+        assert inside.acquire(timeout=WAIT_S)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    release.set()
+    for thread in (*readers, closing):
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert all("closed" in one for one in said)
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2, 3])
 def test_all_records_before_an_object_that_is_gone_come_before_the_error(
     topic: sc.Topic, tier_path: Path, missing: int
