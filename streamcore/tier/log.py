@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import logging
 import threading
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from streamcore.scan import Leg, Projection
     from streamcore.tier.tier import Tier
 
+_FOOTERS_AHEAD = 2
 _LOOK_S = 0.2  # how old what we know of a manifest may be before the catalog is asked whether there is a newer one
 _log = logging.getLogger("streamcore.tier")
 
@@ -230,20 +232,27 @@ class TierLog:
         return sum(1 for _ in ahead(self._all_pieces(wanted, projection), self._groups.begin))
 
     def _all_pieces(self, wanted: Leg, projection: Projection) -> Iterator[Piece | Future[Footer]]:
-        """In their order. The footer of an object is fetched while the one before it is read, and is what comes, again
-        and again, until it is there."""
-        position = wanted.start
-        footer: Future[Footer] | None = None
-        while position < wanted.end:
-            entry = self._entry_at(wanted.partition, position)
+        """In their order. The footers of the next objects are fetched while one is read; that of the next one comes
+        instead of a piece, again and again, until it is there."""
+        entries = self._entries(wanted)
+        coming: collections.deque[tuple[Entry | None, Future[Footer] | None]] = collections.deque()
+        entry, footer = next(entries, None), None
+        while entry is not None:
             while footer is not None and not footer.done():
                 yield footer
             pieces = self._pieces(entry, wanted, _columns(projection, entry.schema_version, wanted))
-            footer, position = None, entry.end_offset
             for number, (piece, _) in enumerate(pieces):
                 yield piece
-                if number == 0 and position < wanted.end:
-                    footer = self._begin_footer(self._entry_at(wanted.partition, position), wanted)
+                while number == 0 and len(coming) < _FOOTERS_AHEAD and (behind := next(entries, None)) is not None:
+                    coming.append((behind, self._begin_footer(behind, wanted)))
+            entry, footer = coming.popleft() if coming else (next(entries, None), None)
+
+    def _entries(self, wanted: Leg) -> Iterator[Entry]:
+        position = wanted.start
+        while position < wanted.end:
+            entry = self._entry_at(wanted.partition, position)
+            yield entry
+            position = entry.end_offset
 
     def _begin_footer(self, entry: Entry, wanted: Leg) -> Future[Footer] | None:
         if not _may_have(entry, wanted):
