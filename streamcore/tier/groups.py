@@ -158,6 +158,12 @@ def _name_of(piece: Piece) -> str:
     return f"{piece.number}-{xxhash.xxh3_64_hexdigest(chr(0).join(piece.columns).encode())}"
 
 
+def wait_for(planned: Future[Footer]) -> None:
+    """Until it is there, or never will be: whoever asks for it then is told why."""
+    with contextlib.suppress(CancelledError):
+        planned.exception()
+
+
 def ahead(
     pieces: Iterable[Piece | Future[Footer]], begin: Callable[[Piece], Future[pa.Table]], depth: int = _BEGUN
 ) -> Iterator[tuple[Piece, pa.Table]]:
@@ -179,8 +185,7 @@ def ahead(
                 elif running or not wait:
                     return
                 else:
-                    with contextlib.suppress(CancelledError):
-                        planned.exception()
+                    wait_for(planned)
         except Exception as error:
             failure = error
 

@@ -19,7 +19,7 @@ from streamcore import schema as schemas
 from streamcore.errors import CorruptionError, OffsetOutOfRangeError, TierError
 from streamcore.segments import Segment
 from streamcore.tier import documents, kept
-from streamcore.tier.groups import Piece, RowGroups, ahead
+from streamcore.tier.groups import Piece, RowGroups, ahead, wait_for
 from streamcore.tier.manifest import MANIFEST, Entry, Manifest
 from streamcore.tier.objects import ObjectMissingError, Objects
 from streamcore.tier.parquet import Footer, RowGroup, restored, times_ms
@@ -225,7 +225,13 @@ class TierLog:
 
     def begin(self, wanted: Leg, projection: Projection) -> list[Future[pa.Table]]:
         """Has the row groups of what is wanted fetched into memory, and returns what comes of each."""
-        return [self._groups.begin(piece) for piece in self._all_pieces(wanted, projection) if isinstance(piece, Piece)]
+        begun = []
+        for planned in self._all_pieces(wanted, projection):
+            if isinstance(planned, Piece):
+                begun.append(self._groups.begin(planned))
+            else:
+                wait_for(planned)
+        return begun
 
     def prefetch(self, wanted: Leg, projection: Projection) -> int:
         """Fetches all row groups of what is wanted into the cache; how many."""

@@ -249,7 +249,7 @@ class Footer:
         """The bytes [start, end) of some columns of a row group, each column's in one piece."""
         found = []
         metadata = self.metadata.row_group(group)
-        for number in self._leaves(columns):
+        for number in self._numbers(columns):
             chunk = metadata.column(number)
             start = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
@@ -257,7 +257,7 @@ class Footer:
             found.append((start, start + chunk.total_compressed_size))
         return found
 
-    def _leaves(self, columns: Sequence[str]) -> list[int]:
+    def _numbers(self, columns: Sequence[str]) -> list[int]:
         return [
             number
             for number, name in enumerate(self._names)
@@ -269,7 +269,7 @@ class Footer:
         try:
             reader = pq.ParquetReader(POOL)
             reader.open(_Pieces(pieces), metadata=self.metadata, **_OPENED_WITH)
-            return reader.read_row_group(group, column_indices=self._leaves(columns), use_threads=False)
+            return reader.read_row_group(group, column_indices=self._numbers(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise CorruptionError(
                 f"row group {group} cannot be read: {error}", self._url, self.groups[group].first_offset

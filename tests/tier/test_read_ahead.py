@@ -89,6 +89,23 @@ def test_records_do_not_wait_for_an_object_behind_them(topic: sc.Topic, monkeypa
     assert first.num_rows + sum(batch.num_rows for batch in batches) == COUNT
 
 
+def test_who_has_several_objects_fetched_sleeps_while_their_footers_come(
+    topic: sc.Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_s = 0.5
+
+    def hold(number: int) -> None:
+        if number == 1:
+            time.sleep(slow_s)
+
+    watch(topic, monkeypatch, hold)
+    begins, cpu_s = time.monotonic(), time.thread_time()
+    futures = topic.scan(0, 0, objects_in(topic)[1].end_offset).begin()
+    assert time.monotonic() - begins > slow_s / 2
+    assert time.thread_time() - cpu_s < slow_s / 2
+    assert sum(future.result().num_rows for future in futures) > 0
+
+
 def test_who_waits_for_a_footer_goes_on_when_closing_cancels_it() -> None:
     footer: Future[Footer] = Future()
     asked = threading.Event()
